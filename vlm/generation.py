@@ -1,0 +1,215 @@
+"""Greedy answers and teacher-forced scores of a list of prompts, batched by length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.vlm.batch import Prompt, build_batch, encode_prompts
+from cwdpo_bench.vlm.logprobs import (
+    Distribution,
+    completion_hidden,
+    completion_statistics,
+    output_head,
+)
+from cwdpo_bench.vlm.model import VLM
+
+Progress = Callable[[int], None]
+"""Called with the number of prompts just finished."""
+
+
+class Generation(NamedTuple):
+    """An answer.
+
+    Attributes:
+        text: decoded without special tokens, stripped.
+        tokens: how many were generated, the end-of-turn token included.
+        option_logps: [K] log-probability of each option letter as the first token of the answer,
+            over the full vocabulary, nats; None where no options were given.
+    """
+
+    text: str
+    tokens: int
+    option_logps: np.ndarray | None
+
+
+class TokenScores(NamedTuple):
+    """Teacher-forced statistics of one completion of L tokens, each [L]."""
+
+    logps: np.ndarray
+    entropies: np.ndarray
+    top1_probabilities: np.ndarray
+    top1_correct: np.ndarray
+    tv: np.ndarray | None
+    js: np.ndarray | None
+
+
+class _FirstLogps(LogitsProcessor):
+    """Keeps the log-probabilities of the first generated position: option scores at no cost."""
+
+    def __init__(self) -> None:
+        self.logps: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Any:
+        if self.logps is None:
+            self.logps = scores.float().log_softmax(-1)
+        return scores
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def option_token_ids(tokenizer: Any, letters: Sequence[str]) -> list[int]:
+    """The token with which an answer that is just this letter starts.
+
+    Raises:
+        UserError: two letters share a token, so that the tokenizer cannot tell them apart.
+    """
+    ids = [tokenizer(letter, add_special_tokens=False)["input_ids"][0] for letter in letters]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"the tokenizer writes two of the options {list(letters)} with one token")
+    return ids
+
+
+def _by_length(prompts: Sequence[Prompt], tails: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Indices in batches of like length, so that little of a batch is padding."""
+
+    def length(index: int) -> tuple[int, int]:
+        prompt = prompts[index]
+        pixels = sum(image.width * image.height for image in prompt.images)
+        return pixels, len(prompt.text) + len(tails[index])
+
+    order = sorted(range(len(prompts)), key=length)
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def generate(
+    vlm: VLM,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    options: Sequence[Sequence[str] | None] | None = None,
+    progress: Progress | None = None,
+) -> list[Generation]:
+    """Greedy answers in the prompts' order, with the options' probabilities from the same pass.
+
+    Sampling, beams and repetition penalties that a model's own generation settings may switch on
+    are switched off: an evaluation must give the same answer twice.
+    """
+    answers: list[Generation | None] = [None] * len(prompts)
+    tokenizer = vlm.tokenizer
+    with _evaluating(vlm.model):
+        for indices in _by_length(prompts, [""] * len(prompts), batch_size):
+            inputs = encode_prompts(vlm.processor, [prompts[i] for i in indices])
+            inputs = {name: value.to(vlm.device) for name, value in inputs.items()}
+            first = _FirstLogps()
+            output = vlm.model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.0,
+                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+                logits_processor=LogitsProcessorList([first]),
+            )
+            new = output[:, inputs["input_ids"].shape[1] :]
+            texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+            for row, index in enumerate(indices):
+                letters = options[index] if options is not None else None
+                scores = None
+                if letters is not None and first.logps is not None:
+                    ids = option_token_ids(tokenizer, letters)
+                    scores = first.logps[row, ids].double().cpu().numpy()
+                tokens = _length(new[row].tolist(), tokenizer.eos_token_id)
+                answers[index] = Generation(texts[row].strip(), tokens, scores)
+            if progress is not None:
+                progress(len(indices))
+    return [answer for answer in answers if answer is not None]
+
+
+def _length(ids: list[int], eos: int) -> int:
+    return ids.index(eos) + 1 if eos in ids else len(ids)
+
+
+def score_completions(
+    vlm: VLM,
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    *,
+    batch_size: int = 16,
+    reference: VLM | None = None,
+    progress: Progress | None = None,
+) -> list[TokenScores]:
+    """Teacher-forced statistics of each completion under its prompt, in the given order.
+
+    Args:
+        vlm: the model to be judged.
+        prompts: N prompts.
+        completions: N answers; the end-of-turn token is scored with each.
+        batch_size: rows a forward.
+        reference: where given, TV and JS between the two models' next-token distributions.
+        progress: called after every batch.
+
+    Raises:
+        UserError: the two models' vocabularies differ.
+    """
+    if reference is not None and (
+        reference.model.config.get_text_config().vocab_size
+        != vlm.model.config.get_text_config().vocab_size
+    ):
+        raise UserError(f"models {vlm.name!r} and {reference.name!r} differ in their vocabularies")
+    results: list[TokenScores | None] = [None] * len(prompts)
+    with _evaluating(vlm.model):
+        for indices in _by_length(prompts, completions, batch_size):
+            batch = build_batch(
+                vlm.processor, [prompts[i] for i in indices], [completions[i] for i in indices]
+            )
+            other = None
+            if reference is not None:
+                with _evaluating(reference.model):
+                    other = Distribution(
+                        completion_hidden(reference.model, batch.to(reference.device)).to(
+                            vlm.device
+                        ),
+                        output_head(reference.model),
+                    )
+            batch = batch.to(vlm.device)
+            scores = completion_statistics(vlm.model, batch, statistics=True, other=other)
+            assert scores.top1_id is not None
+            correct = scores.top1_id.eq(batch.targets)
+            columns = [
+                scores.logps,
+                scores.entropy,
+                scores.top1_probability,
+                correct,
+                scores.tv,
+                scores.js,
+            ]
+            arrays = [None if column is None else column.cpu().numpy() for column in columns]
+            lengths = batch.mask.sum(-1).tolist()
+            for row, index in enumerate(indices):
+                results[index] = TokenScores(
+                    *(None if a is None else a[row, : lengths[row]] for a in arrays)  # type: ignore[arg-type]
+                )
+            if progress is not None:
+                progress(len(indices))
+    return [result for result in results if result is not None]

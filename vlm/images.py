@@ -1,0 +1,88 @@
+"""Opening images that users bring: bounded in size, inside their root, one clear error a fault."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from cwdpo_bench.errors import UserError
+
+MAX_PIXELS = 64_000_000
+"""Refused above this many pixels before decoding: a few kilobytes can unfold to gigabytes."""
+
+
+def path_inside(root: Path, relative: str | Path, *, name: str) -> Path:
+    """Resolve `relative` under `root`, following links.
+
+    Raises:
+        UserError: the path leaves `root`; `name` says where it was written.
+    """
+    resolved = (root / relative).resolve()
+    if not resolved.is_relative_to(root.resolve()):
+        raise UserError(
+            f"{name}: image path {str(relative)!r} leaves the data folder {root}; "
+            "put the image inside it"
+        )
+    return resolved
+
+
+def open_image(
+    source: Path | bytes | str,
+    *,
+    name: str,
+    root: Path | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Decode an image to RGB.
+
+    Args:
+        source: a path, the encoded bytes, or their base64 text.
+        name: what an error calls the image: the file and line, or the sample's id.
+        root: where set, a path may not leave this folder and is relative to it.
+        max_pixels: the largest width times height that is decoded.
+
+    Raises:
+        UserError: missing, unreadable, too large, not an image, or outside `root`.
+    """
+    if isinstance(source, Path):
+        path = path_inside(root, source, name=name) if root is not None else source
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise UserError(f"{name}: image {path} does not exist") from error
+        except OSError as error:
+            raise UserError(f"{name}: image {path} cannot be read ({error.strerror})") from error
+        where = f"{name}: image {path}"
+    elif isinstance(source, str):
+        try:
+            data = base64.b64decode(source, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise UserError(f"{name}: the image is not base64 text ({error})") from error
+        where = f"{name}: image"
+    else:
+        data, where = source, f"{name}: image"
+    return _decode(data, where, max_pixels)
+
+
+def _decode(data: bytes, where: str, max_pixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own bomb warning is replaced by our limit, checked before any decoding.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise UserError(
+                        f"{where} has {width}x{height} pixels, more than the limit of "
+                        f"{max_pixels}; scale it down"
+                    )
+                return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{where} is broken or not an image ({error}); replace it") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{where} is too large to decode ({error}); scale it down") from error

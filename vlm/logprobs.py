@@ -1,0 +1,186 @@
+"""The one log-probability operation: losses, probes, option scores and calibration all read it.
+
+The head is applied to completion positions only, in blocks of at most `MAX_BLOCK` logits, and the
+log-softmax is taken in fp32. Formulas: SPEC 1 (ℓ̄, Δ) and 2 (entropy, top-1, TV, JS).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from cwdpo_bench.vlm.batch import Batch
+
+MAX_BLOCK = 2**24
+"""Logits that exist at a time: 64 MiB in fp32."""
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Distribution(NamedTuple):
+    """Next-token distributions in compact form: hidden states [..., H] and the head on them."""
+
+    hidden: torch.Tensor
+    head: Head
+
+
+class TokenStatistics(NamedTuple):
+    """Of N tokens, or of B rows of L positions where zeros stand on padding; all fp32.
+
+    Attributes:
+        logps: log π(token | prefix), nats.
+        entropy: of the next-token distribution, nats; None unless asked for, as all below.
+        top1_probability: the largest next-token probability.
+        top1_id: the token that has it.
+        tv: total variation to the second distribution, in [0, 1].
+        js: Jensen-Shannon divergence to the second distribution, nats, in [0, ln 2].
+    """
+
+    logps: torch.Tensor
+    entropy: torch.Tensor | None = None
+    top1_probability: torch.Tensor | None = None
+    top1_id: torch.Tensor | None = None
+    tv: torch.Tensor | None = None
+    js: torch.Tensor | None = None
+
+
+def token_statistics(
+    hidden: torch.Tensor,
+    head: Head,
+    targets: torch.Tensor,
+    *,
+    statistics: bool = False,
+    other: Distribution | None = None,
+    max_block: int = MAX_BLOCK,
+) -> TokenStatistics:
+    """Log-probabilities of N target tokens from the hidden states before them.
+
+    Args:
+        hidden: [N, H], the states that predict the targets.
+        head: maps [n, H] to logits [n, V].
+        targets: [N] token ids.
+        statistics: also entropy and top-1 (without gradient).
+        other: a second distribution for the same N positions; adds TV and JS (without gradient).
+        max_block: at most this many logits exist at a time, also for the backward pass.
+    """
+    vocabulary = head(hidden[:1].detach()).shape[-1]
+    rows = max(1, max_block // vocabulary)
+    blocks = []
+    for start in range(0, len(targets), rows):
+        part = slice(start, start + rows)
+        if torch.is_grad_enabled() and len(targets) > rows:
+            # Recomputing a block's logits in the backward pass keeps one block alive, not all.
+            logps = checkpoint(_logps, hidden[part], head, targets[part], use_reentrant=False)
+            block = TokenStatistics(logps)
+        else:
+            block = TokenStatistics(_logps(hidden[part], head, targets[part]))
+        if statistics or other is not None:
+            second = None if other is None else Distribution(other.hidden[part], other.head)
+            block = _with_statistics(block, hidden[part], head, second)
+        blocks.append(block)
+    columns: list[Any] = [
+        None if column[0] is None else torch.cat(column) for column in zip(*blocks, strict=True)
+    ]
+    return TokenStatistics(*columns)
+
+
+def _logps(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+    logits = head(hidden).float()
+    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+@torch.no_grad()
+def _with_statistics(
+    block: TokenStatistics, hidden: torch.Tensor, head: Head, other: Distribution | None
+) -> TokenStatistics:
+    log_p = head(hidden).float().log_softmax(-1)
+    p = log_p.exp()
+    top1_probability, top1_id = p.max(-1)
+    # A token of probability 0 has log-probability -inf, and 0 · inf is not a number.
+    entropy = -(p * log_p.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
+    block = block._replace(entropy=entropy, top1_probability=top1_probability, top1_id=top1_id)
+    if other is None:
+        return block
+    q = other.head(other.hidden).float().softmax(-1)
+    mixture = ((p + q) / 2).clamp(min=torch.finfo(torch.float32).tiny).log()
+    js = 0.5 * (torch.xlogy(p, p) + torch.xlogy(q, q)).sum(-1) - ((p + q) / 2 * mixture).sum(-1)
+    return block._replace(tv=(0.5 * (p - q).abs().sum(-1)).clamp(0, 1), js=js.clamp(0, math.log(2)))
+
+
+def output_head(model: Any) -> Head:
+    """The model's head as a function of hidden states."""
+    head: Head = model.get_output_embeddings()
+    return head
+
+
+@contextmanager
+def _head_bypassed(model: Any) -> Iterator[None]:
+    """Let the model's own forward return hidden states where it would return logits.
+
+    Going through the outer forward keeps wrappers (PEFT, DDP) and every family's own handling of
+    images; only the head is taken out, so that it can be applied in blocks.
+    """
+    head = model.get_output_embeddings()
+    head.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def completion_hidden(model: Any, batch: Batch) -> torch.Tensor:
+    """Hidden states [B, L, H] that predict the completion tokens of a batch."""
+    length = batch.targets.shape[1]
+    with _head_bypassed(getattr(model, "module", model)):
+        # One column more: the last prompt token predicts the first completion token.
+        hidden: torch.Tensor = model(
+            **batch.inputs, logits_to_keep=length + 1, use_cache=False
+        ).logits
+    return hidden[:, -(length + 1) : -1]
+
+
+def completion_statistics(
+    model: Any,
+    batch: Batch,
+    *,
+    statistics: bool = False,
+    other: Distribution | None = None,
+) -> TokenStatistics:
+    """Token statistics of a batch's completions, each [B, L] with zeros on padding.
+
+    Args:
+        model: a (wrapped) vision-language model.
+        batch: on the model's device.
+        statistics: also entropy and top-1.
+        other: second distribution with hidden states [B, L, H]; adds TV and JS.
+    """
+    mask = batch.mask
+    second = None if other is None else Distribution(other.hidden[mask], other.head)
+    flat = token_statistics(
+        completion_hidden(model, batch)[mask],
+        output_head(getattr(model, "module", model)),
+        batch.targets[mask],
+        statistics=statistics,
+        other=second,
+    )
+    columns: list[Any] = [None if values is None else _unflatten(values, mask) for values in flat]
+    return TokenStatistics(*columns)
+
+
+def _unflatten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def sequence_logps(logps: torch.Tensor) -> torch.Tensor:
+    """Σ_l log π(y_l | χ, y_<l) a row, [B, L] to [B]; padding holds zeros already."""
+    return logps.sum(-1)
+
+
+def average_confidence(logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """ℓ̄ = (1/L) Σ_l log π(y_l | χ, y_<l) a row (SPEC 1), [B, L] to [B]."""
+    return logps.sum(-1) / mask.sum(-1)

@@ -1,0 +1,121 @@
+"""Loading a vision-language model: a folder, a Hub id, or a LoRA adapter on its base."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from cwdpo_bench.errors import UserError
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A model, its processor, and the name under which the user asked for it."""
+
+    model: Any
+    processor: Any
+    name: str
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first parameter lies."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+
+def load_vlm(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    trainable: bool = False,
+) -> VLM:
+    """Load a vision-language model and its processor.
+
+    Args:
+        name: a local folder (full model or LoRA adapter) or a Hub id.
+        dtype: default bfloat16 on an accelerator, float32 on a CPU.
+        device: default the accelerator where there is one.
+        trust_remote_code: let the repository's own code run; off unless the user asks.
+        trainable: leave an adapter's weights trainable.
+
+    Raises:
+        UserError: missing, no safetensors weights, or not a vision-language model.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    name = str(name)
+    folder = Path(name)
+    _refuse_missing(name, folder)
+    adapter = folder / "adapter_config.json"
+    base = _base_of(adapter) if adapter.is_file() else name
+    try:
+        processor_source = name if _has_processor(folder) or base == name else base
+        processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            processor_source, trust_remote_code=trust_remote_code
+        )
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            base, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+        if adapter.is_file():
+            if not (folder / "adapter_model.safetensors").is_file():
+                raise UserError(f"{folder}: no adapter_model.safetensors; save it as safetensors")
+            model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise UserError(f"model {name!r} cannot be loaded: {_first_lines(error)}") from error
+    if not hasattr(processor, "image_processor"):
+        raise UserError(f"model {name!r} has no image processor; name a vision-language model")
+    if getattr(processor, "chat_template", None) is None:
+        raise UserError(f"model {name!r} has no chat template; save one with its processor")
+    model.to(device).eval()
+    return VLM(model=model, processor=processor, name=name)
+
+
+def _refuse_missing(name: str, folder: Path) -> None:
+    """A path that is not there is not asked of the Hub, whose answer speaks of repositories."""
+    looks_like_path = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if folder.exists():
+        if not folder.is_dir():
+            raise UserError(f"model {name!r} is a file; name the folder that holds config.json")
+        if not any((folder / f).is_file() for f in ("config.json", "adapter_config.json")):
+            raise UserError(
+                f"model {name!r}: neither config.json nor adapter_config.json in that folder"
+            )
+    elif looks_like_path:
+        raise UserError(f"model {name!r}: no such folder")
+
+
+def _base_of(adapter_config: Path) -> str:
+    try:
+        base = json.loads(adapter_config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{adapter_config}: cannot read base_model_name_or_path") from error
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{adapter_config}: base_model_name_or_path is empty; name the base model")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise UserError(f"{adapter_config}: the base model {base} is not there; mend the path")
+    return base
+
+
+def _has_processor(folder: Path) -> bool:
+    names = ("processor_config.json", "preprocessor_config.json")
+    return any((folder / name).is_file() for name in names)
+
+
+def _first_lines(error: BaseException, limit: int = 400) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + " …"
