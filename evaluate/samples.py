@@ -1,0 +1,70 @@
+"""What a benchmark is made of, before any model has answered: captions to write, questions to answer.
+
+Images stay undecoded until an engine opens them, so that a whole benchmark fits in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+
+ImageSource = Path | bytes | str
+"""A file (relative to the data root), its encoded bytes, or base64 text."""
+
+
+@dataclass(frozen=True)
+class CaptionSample:
+    """An image to caption.
+
+    Attributes:
+        id: the benchmark's name of the image, unique in a task.
+        image: where the picture is.
+        prompt: the text of the user's turn.
+        references: one human caption or more.
+        groups: parts of the benchmark that it counts for besides the whole (NoCaps domains).
+    """
+
+    id: str
+    image: ImageSource
+    prompt: str
+    references: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+
+    @property
+    def cluster(self) -> str:
+        """What the bootstrap draws as a whole: the image."""
+        return self.id
+
+
+@dataclass(frozen=True)
+class ChoiceSample:
+    """A question with options, or an open one.
+
+    Attributes:
+        id: unique in a task.
+        cluster: what the bootstrap draws as a whole; circular shifts of one question share it.
+        images: the pictures in the order in which the prompt speaks of them.
+        prompt: the text of the user's turn, options included.
+        question_type: `multiple-choice` or `open`.
+        options: their texts in the order shown, A first; empty for an open question.
+        gold: the right letter; for an open question the answer, or the text of a Python list of
+            several accepted ones, as MMMU writes it.
+        groups: parts of the benchmark that it counts for besides the whole.
+        shift: by how many places the options were rotated; 0 is the benchmark's own order.
+    """
+
+    id: str
+    cluster: str
+    images: tuple[ImageSource, ...]
+    prompt: str
+    question_type: str
+    options: tuple[str, ...]
+    gold: str
+    groups: tuple[str, ...] = ()
+    shift: int = 0
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """The options' letters, from A."""
+        return tuple(ascii_uppercase[: len(self.options)])
