@@ -1,1 +1,269 @@
-"""The command line: thin, with lazy imports."""
+"""The command line: thin, with lazy imports, so that `--help` answers before torch could load.
+
+Exit statuses: 0 done, 1 a fault of ours (with a traceback), 2 a mistake that the user can mend,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cwdpo_bench import __version__
+from cwdpo_bench.errors import UserError
+
+app = typer.Typer(
+    name="cwdpo-bench",
+    help="Train vision-language models with CW-DPO and prove whether a checkpoint is better.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain help: rich would double the time that --help takes.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[
+    str, typer.Option(help="Hub id, local folder, adapter folder, or `demo`, the bundled model.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake gets one line and no traceback."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise
+        _fail(f"{error.filename or 'output'}: {error.strerror}; free space or mend the rights")
+
+
+def _fail(message: str) -> None:
+    print(f"cwdpo-bench: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"cwdpo-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Every command has its own --help."""
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("cwdpo-demo"),
+    seed: Annotated[int, typer.Option(help="Of the training; the same seed, the same table.")] = 0,
+    smoke: Annotated[bool, typer.Option(help="Fewer of everything, under two minutes.")] = False,
+) -> None:
+    """Train the systems on a tiny model, score them on five benchmarks, compare; offline."""
+    _quiet()
+    from cwdpo_bench.demo.command import run_demo
+
+    run_demo(output, seed=seed, smoke=smoke)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="sft, sft-c, dpo, sft-c+dpo, cw-dpo, or a file.")],
+    model: ModelOption,
+    data: Annotated[Path, typer.Option(help="Pairs: .jsonl, .parquet or a datasets folder.")],
+    output: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.sub=value … (trainer.* as TrainingArguments).")
+    ] = None,
+    probe: Annotated[Path | None, typer.Option(help="Held-out pairs for the dynamics.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the interrupted run there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model on preference pairs with a recipe."""
+    _quiet()
+    from cwdpo_bench.progress import TrainProgress
+    from cwdpo_bench.train.recipe import load_recipe
+    from cwdpo_bench.train.run import train as run_training
+
+    loaded = load_recipe(recipe, overrides)
+    with TrainProgress(loaded.name) as progress:
+        record = run_training(
+            loaded,
+            model=_model_path(model),
+            model_name=_model_name(model),
+            data=data,
+            output=output,
+            probe=probe,
+            resume=resume,
+            report=progress.step,
+        )
+    if as_json:
+        print(json.dumps(record, indent=2))
+    else:
+        seconds = sum(stage["seconds"] for stage in record["stages"].values())
+        print(f"{output}: {loaded.name}, {len(record['stages'])} stage(s), {seconds:.0f} s")
+
+
+@app.command()
+def run(
+    model: ModelOption,
+    output: Annotated[Path, typer.Option(help="The run folder.")],
+    tasks: Annotated[
+        str | None, typer.Option(help="coco,flickr30k,nocaps,mmmu,mmbench; all that are there.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder of the benchmarks; else $CWDPO_BENCH_DATA.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N samples a task.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts a forward.")] = 16,
+    reference_model: Annotated[
+        str | None, typer.Option(help="Measure TV and JS against this checkpoint.")
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a checkpoint on the benchmarks, with calibration."""
+    _quiet()
+    from cwdpo_bench.evaluate.run import run_tasks
+
+    folder = run_tasks(
+        _model_path(model),
+        model_name=_model_name(model),
+        tasks=None if tasks is None else [task.strip() for task in tasks.split(",")],
+        data_root=_data_root(model, data_root),
+        output=output,
+        limit=limit,
+        batch_size=batch_size,
+        reference_model=None if reference_model is None else _model_path(reference_model),
+        trust_remote_code=trust_remote_code,
+    )
+    _show_run(folder.results, output, as_json)
+
+
+@app.command()
+def score(
+    task: Annotated[str, typer.Option(help="coco, flickr30k, nocaps or mmmu.")],
+    predictions: Annotated[Path, typer.Option(help="COCO result file, or MMMU output folder.")],
+    output: Annotated[Path, typer.Option(help="The run folder.")],
+    references: Annotated[Path | None, typer.Option(help="COCO annotation file.")] = None,
+    parse_failures: Annotated[
+        str, typer.Option(help="MMMU replies without an answer: wrong, or random (official).")
+    ] = "wrong",
+    as_json: JsonOption = False,
+) -> None:
+    """Score finished predictions; needs no model."""
+    from cwdpo_bench.evaluate.score import score_predictions
+
+    results = score_predictions(
+        task,
+        predictions=predictions,
+        references=references,
+        output=output,
+        parse_failures=parse_failures,
+    )
+    _show_run(results, output, as_json)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the baseline.")],
+    baseline: Annotated[Path | None, typer.Option(help="Another of them as the baseline.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare runs pairwise: difference, interval, p."""
+    from cwdpo_bench.leaderboards.compare import compare_runs
+    from cwdpo_bench.leaderboards.table import print_comparison, to_json
+
+    comparison = compare_runs(runs, baseline=baseline)
+    if as_json:
+        print(to_json(comparison))
+    else:
+        print_comparison(comparison)
+
+
+@app.command()
+def leaderboard(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the baseline.")],
+    output: Annotated[Path, typer.Option(help="The file to write.")],
+    output_format: Annotated[str, typer.Option("--format", help="markdown.")] = "markdown",
+    published: Annotated[
+        bool, typer.Option(help="Add the paper's published rows, apart and unranked.")
+    ] = False,
+) -> None:
+    """Export a comparison as a table."""
+    from cwdpo_bench.leaderboards.compare import compare_runs
+    from cwdpo_bench.leaderboards.markdown import write_markdown
+
+    if output_format != "markdown":
+        raise UserError(f"--format {output_format!r}: known: markdown")
+    write_markdown(compare_runs(runs), output, published=published)
+    print(output)
+
+
+def _show_run(results: dict[str, Any], output: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(results, indent=2, ensure_ascii=False))
+        return
+    from cwdpo_bench.leaderboards.compare import compare_runs
+    from cwdpo_bench.leaderboards.table import print_comparison
+
+    print_comparison(compare_runs([output]))
+
+
+def _quiet() -> None:
+    """Keep the libraries' own chatter out of the progress display."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _model_path(model: str) -> str:
+    if model == "demo":
+        from cwdpo_bench.demo import base_path
+
+        return str(base_path())
+    return model
+
+
+def _model_name(model: str) -> str:
+    """What provenance calls the model: local folders by their whole path."""
+    return str(Path(model).resolve()) if model != "demo" and Path(model).is_dir() else model
+
+
+def _comes_from_demo(model: str) -> bool:
+    if model == "demo":
+        return True
+    try:
+        record = json.loads((Path(model) / "provenance.json").read_text(encoding="utf-8"))
+        parent = str(record["model"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return parent != model and _comes_from_demo(parent)
+
+
+def _data_root(model: str, data_root: Path | None) -> Path:
+    if data_root is not None:
+        return data_root
+    if os.environ.get("CWDPO_BENCH_DATA"):
+        return Path(os.environ["CWDPO_BENCH_DATA"])
+    if _comes_from_demo(model):
+        from cwdpo_bench.demo import data_root as demo_data_root
+
+        return demo_data_root()
+    raise UserError("no benchmark data: name their folder with --data-root or $CWDPO_BENCH_DATA")

@@ -1,0 +1,163 @@
+"""The objectives against TRL, against closed forms, and against the sign table of the method."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cwdpo_bench.train.objectives import (
+    cooling_weight,
+    cw_dpo_loss,
+    dpo_loss,
+    sft_c_loss,
+    sft_loss,
+)
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def _random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(0, 3, shape))
+
+
+def _trl_dpo_loss(logps: torch.Tensor, reference: torch.Tensor, beta: float) -> torch.Tensor:
+    """TRL's own `_compute_loss` on token log-probabilities [2B, L], on a trainer of fields only."""
+    trl = pytest.importorskip("trl")
+    rows, length = logps.shape
+    accelerator = SimpleNamespace(
+        device="cpu", gather=lambda value: value, gather_for_metrics=lambda value: value
+    )
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=accelerator,
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=["sigmoid"],
+        loss_weights=[1.0],
+        beta=beta,
+        use_weighting=False,
+        label_smoothing=0.0,
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+    )
+    outputs = SimpleNamespace(
+        log_probs=logps,
+        entropy=torch.zeros_like(logps),
+        mean_logits=torch.zeros_like(logps),
+        is_top1=torch.zeros_like(logps, dtype=torch.bool),
+    )
+    chosen, rejected = reference.chunk(2)
+    ones = torch.ones(rows, length + 1, dtype=torch.long)
+    inputs = {
+        "input_ids": ones,
+        "attention_mask": ones,
+        "completion_mask": torch.cat([torch.zeros_like(ones[:, :1]), ones[:, 1:]], dim=1),
+        "ref_chosen_logps": chosen,
+        "ref_rejected_logps": rejected,
+    }
+    return trl.DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+
+
+@given(seed=seeds, beta=st.floats(0.01, 2.0))
+def test_dpo_equals_trl_on_random_batches(seed: int, beta: float) -> None:
+    logps = -_random(seed, 6, 5).abs()
+    reference = -_random(seed + 1, 6).abs() * 5
+    delta = logps.sum(1) - reference
+    ours = dpo_loss(delta[:3], delta[3:], beta=beta).mean()
+    torch.testing.assert_close(ours, _trl_dpo_loss(logps, reference, beta))
+
+
+@pytest.mark.parametrize(
+    ("confidence", "detached", "undetached"),
+    [(-2.0, 0.27, 0.21), (-3.0, 0.14, -0.14), (-4.0, 0.06, -0.24)],
+)
+def test_sign_table_of_the_cooled_gradient(
+    confidence: float, detached: float, undetached: float
+) -> None:
+    """SPEC 1: L=12, β=.1, τ=.5, ℓ_floor=−3, reference ℓ̄ −1; undetached, the sign flips."""
+    length, beta, tau, floor, reference = 12, 0.1, 0.5, -3.0, -1.0
+    for detach, expected in ((True, detached), (False, undetached)):
+        mean_logp = torch.tensor([confidence], dtype=torch.float64, requires_grad=True)
+        weight = cooling_weight(mean_logp, floor=floor, tau=tau, detach=detach)
+        delta = length * (mean_logp - reference)
+        cw_dpo_loss(torch.zeros_like(delta), delta, weight, beta=beta).sum().backward()
+        assert mean_logp.grad is not None
+        # The table stands at equal Δ_w; its figures have two decimals.
+        assert mean_logp.grad.item() == pytest.approx(expected, abs=0.006)
+
+
+@given(seed=seeds, beta=st.floats(0.01, 2.0))
+def test_cw_dpo_with_full_weight_is_dpo_exactly(seed: int, beta: float) -> None:
+    chosen, rejected = _random(seed, 2, 7)
+    torch.testing.assert_close(
+        cw_dpo_loss(chosen, rejected, torch.ones(7), beta=beta),
+        dpo_loss(chosen, rejected, beta=beta),
+        rtol=0,
+        atol=0,
+    )
+    # The same through the weight's own limit: a floor far below makes w_c exactly 1.
+    weight = cooling_weight(torch.zeros(7, dtype=torch.float64), floor=-1e4, tau=1.0, detach=True)
+    assert (weight == 1).all()
+
+
+@given(seed=seeds, beta=st.floats(0.01, 2.0))
+def test_cw_dpo_with_no_weight_keeps_the_winner_alone(seed: int, beta: float) -> None:
+    chosen, rejected = _random(seed, 2, 7)
+    rejected.requires_grad_(True)
+    loss = cw_dpo_loss(chosen, rejected, torch.zeros(7), beta=beta)
+    torch.testing.assert_close(loss, torch.nn.functional.softplus(-beta * chosen))
+    loss.sum().backward()
+    assert rejected.grad is not None
+    assert not rejected.grad.any()
+
+
+@given(confidence=st.floats(-50, 0), floor=st.floats(-10, 0), tau=st.floats(0.01, 10))
+def test_cooling_weight_is_a_share_that_is_half_at_the_floor(
+    confidence: float, floor: float, tau: float
+) -> None:
+    values = torch.tensor([confidence, floor], dtype=torch.float64)
+    weight = cooling_weight(values, floor=floor, tau=tau, detach=True)
+    assert 0 <= weight[0] <= 1
+    assert weight[1].item() == 0.5
+    assert weight[0] >= 0.5 if confidence > floor else weight[0] <= 0.5
+
+
+def test_cooling_weight_is_a_constant_only_where_detached() -> None:
+    values = torch.tensor([-2.0], requires_grad=True)
+    assert not cooling_weight(values, floor=-3.0, tau=0.5, detach=True).requires_grad
+    assert cooling_weight(values, floor=-3.0, tau=0.5, detach=False).requires_grad
+
+
+@given(seed=seeds)
+def test_sft_c_without_penalty_is_sft(seed: int) -> None:
+    chosen, rejected = _random(seed, 2, 9).abs()
+    torch.testing.assert_close(
+        sft_c_loss(chosen, rejected, weight=0.0, threshold=5.0), sft_loss(chosen), rtol=0, atol=0
+    )
+
+
+@given(seed=seeds, weight=st.floats(0.1, 10), threshold=st.floats(-5, 5))
+def test_sft_c_is_the_formula_and_acts_below_the_threshold(
+    seed: int, weight: float, threshold: float
+) -> None:
+    chosen, rejected = _random(seed, 2, 9)
+    rejected.requires_grad_(True)
+    loss = sft_c_loss(chosen, rejected, weight=weight, threshold=threshold)
+    mean = rejected.detach().mean().item()
+    expected = chosen.mean().item() + weight * max(0.0, threshold - mean)
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    assert rejected.grad is not None
+    # Below the threshold the negatives are too likely: the step raises their NLL, never lowers it.
+    torch.testing.assert_close(
+        rejected.grad, torch.full_like(rejected, -weight / 9 if mean < threshold else 0.0)
+    )

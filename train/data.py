@@ -1,0 +1,273 @@
+"""Preference data: rows in, checked `Pair`s out; every bad row has a place and a reason.
+
+Formats (TRL's conventions): JSON lines, parquet, or a folder of `datasets`, with `images` (or
+`image`), `prompt`, `chosen`, `rejected`, and an optional `id`; plain strings or lists of messages.
+Image paths are relative to the data file and may not leave its folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.vlm import Prompt, open_image, path_inside
+
+ImageSource = Path | bytes
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with its chosen and its rejected answer; images are opened when needed."""
+
+    id: str
+    where: str
+    images: tuple[ImageSource, ...]
+    prompt: str
+    chosen: str
+    rejected: str | None
+
+    def open(self) -> Prompt:
+        """The prompt with its images decoded.
+
+        Raises:
+            UserError: an image is missing or broken; the row is named.
+        """
+        images = tuple(open_image(source, name=self.where) for source in self.images)
+        return Prompt(self.prompt, images)
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """The rows of one file, in order.
+
+    Attributes:
+        pairs: the good rows.
+        dropped: reason and number of the bad rows that were skipped.
+        fingerprint: SHA-256 of the file's bytes.
+    """
+
+    pairs: list[Pair]
+    dropped: dict[str, int]
+    fingerprint: str
+
+
+class _BadRow(Exception):
+    """A reason to drop a row: a short class of fault, and the text with its place."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def read_pairs(
+    path: Path, *, on_bad_row: Literal["stop", "skip"] = "stop", need_rejected: bool = True
+) -> PreferenceData:
+    """Read and check a preference file without decoding its images.
+
+    Args:
+        path: `.jsonl`, `.parquet`, or a folder written by `datasets.save_to_disk`.
+        on_bad_row: stop at the first bad row, or skip and count it by reason.
+        need_rejected: whether rows without a rejected answer are bad.
+
+    Raises:
+        UserError: the file is missing or unreadable, a row is bad (line, field, reason), two rows
+            share an id, or no good row is left.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such preference data")
+    pairs: list[Pair] = []
+    dropped: dict[str, int] = {}
+    seen: dict[str, str] = {}
+    for where, row in _rows(path):
+        try:
+            if isinstance(row, _BadRow):
+                raise row
+            pair = _pair(row, where, path, need_rejected)
+            if pair.id in seen:
+                raise _BadRow("doubled id", f"field id: {pair.id!r} stands at {seen[pair.id]} too")
+        except _BadRow as bad:
+            if on_bad_row == "stop":
+                raise UserError(
+                    f"{where}: {bad}; mend the row, or skip such rows with data.on_bad_row=skip"
+                ) from bad
+            dropped[bad.reason] = dropped.get(bad.reason, 0) + 1
+            continue
+        seen[pair.id] = where
+        pairs.append(pair)
+    if not pairs:
+        raise UserError(f"{path}: no usable row{f' (dropped: {dropped})' if dropped else ''}")
+    return PreferenceData(pairs=pairs, dropped=dropped, fingerprint=fingerprint(path))
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over a file, or over the files of a folder in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def split_stages(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Two disjoint parts for the two stages (SPEC 1: 75 % and 25 %), drawn by `seed`.
+
+    Raises:
+        UserError: too few pairs for a part to hold one.
+    """
+    order = list(range(len(pairs)))
+    random.Random(seed).shuffle(order)
+    cut = round(share * len(pairs))
+    if not 0 < cut < len(pairs):
+        raise UserError(f"{len(pairs)} pairs cannot be split into two stages; bring more rows")
+    first, second = sorted(order[:cut]), sorted(order[cut:])
+    return [pairs[i] for i in first], [pairs[i] for i in second]
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | _BadRow]]:
+    if path.is_dir():
+        yield from _dataset_rows(path)
+    elif path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif path.suffix in {".jsonl", ".json"}:
+        yield from _json_rows(path)
+    else:
+        raise UserError(f"{path}: not .jsonl, .parquet or a datasets folder")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | _BadRow]]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            where = f"{path}: line {number}"
+            try:
+                row = json.loads(raw.decode("utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                yield where, _BadRow("not JSON", f"not JSON ({error})")
+                continue
+            if isinstance(row, dict):
+                yield where, row
+            else:
+                yield where, _BadRow("not an object", "the line is not a JSON object")
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow.parquet as parquet
+    from pyarrow.lib import ArrowInvalid
+
+    try:
+        table = parquet.ParquetFile(path)
+    except ArrowInvalid as error:
+        raise UserError(f"{path}: not a parquet file ({error})") from error
+    number = 0
+    for batch in table.iter_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}: row {number}", row
+
+
+def _dataset_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{path}: not a folder written by datasets.save_to_disk") from error
+    if isinstance(data, datasets.DatasetDict):
+        raise UserError(f"{path}: holds the splits {sorted(data)}; name the folder of one of them")
+    for column, feature in data.features.items():
+        # Undecoded, so that a broken image is our clear error and not a decoder's.
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            data = data.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    for number, row in enumerate(data, start=1):
+        yield f"{path}: row {number}", row
+
+
+def _pair(row: dict[str, Any], where: str, path: Path, need_rejected: bool) -> Pair:
+    prompt = _text(row, "prompt", role="user")
+    chosen = _text(row, "chosen", role="assistant")
+    rejected = None
+    if need_rejected or row.get("rejected") is not None:
+        rejected = _text(row, "rejected", role="assistant")
+        if _normalized(chosen) == _normalized(rejected):
+            raise _BadRow("equal answers", "fields chosen and rejected: the same answer")
+    identity = row.get("id")
+    if identity is not None and not isinstance(identity, str | int):
+        raise _BadRow("bad id", "field id: not a string")
+    return Pair(
+        id=where.rsplit(" ", 1)[-1] if identity is None else str(identity),
+        where=where,
+        images=tuple(_images(row, where, path.parent if path.is_file() else path)),
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+    )
+
+
+def _normalized(text: str) -> str:
+    return " ".join(text.lower().split()).rstrip(".")
+
+
+def _text(row: dict[str, Any], field: str, role: str) -> str:
+    value = row.get(field)
+    if value is None:
+        raise _BadRow(f"no {field}", f"field {field}: missing")
+    if isinstance(value, list):
+        value = _last_message(value, field, role)
+    if not isinstance(value, str):
+        raise _BadRow(f"bad {field}", f"field {field}: neither text nor a list of messages")
+    if not value.strip():
+        raise _BadRow(f"empty {field}", f"field {field}: empty")
+    return value
+
+
+def _last_message(messages: list[Any], field: str, role: str) -> Any:
+    """The text of a one-message conversation, TRL's conversational form."""
+    if len(messages) != 1 or not isinstance(messages[0], dict) or messages[0].get("role") != role:
+        raise _BadRow(f"bad {field}", f"field {field}: not one message of the role {role!r}")
+    content = messages[0].get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "\n".join(text for text in parts if text)
+    return content
+
+
+def _images(row: dict[str, Any], where: str, root: Path) -> Iterator[ImageSource]:
+    value = row.get("images", row.get("image"))
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for item in values:
+        if isinstance(item, dict):
+            item = item.get("bytes") or item.get("path")
+        if isinstance(item, bytes):
+            yield item
+        elif isinstance(item, str):
+            try:
+                path = path_inside(root, item, name=where)
+            except UserError as error:
+                raise _BadRow("image outside", f"field images: {item!r} leaves {root}") from error
+            _check_header(path, item)
+            yield path
+        else:
+            raise _BadRow("bad image", "field images: neither a path nor bytes")
+
+
+def _check_header(path: Path, written: str) -> None:
+    """Find missing and foreign files before training starts; pixels are decoded when needed."""
+    try:
+        with Image.open(path):
+            pass
+    except FileNotFoundError as error:
+        raise _BadRow("missing image", f"field images: {written!r} does not exist") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _BadRow("broken image", f"field images: {written!r} is not an image") from error

@@ -1,0 +1,343 @@
+"""The `train` command: data → stages → a checkpoint folder that says how it was made.
+
+The folder holds what `save_pretrained` writes, the processor, `recipe.yaml` as run,
+`provenance.json`, `dynamics.parquet` and its plot, `trainer_state.json` of the last stage, and each
+stage's own folder with the Trainer's checkpoints.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from cwdpo_bench import __version__
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.files import read_json, write_json, write_text
+from cwdpo_bench.train.data import Pair, PreferenceData, fingerprint, read_pairs, split_stages
+from cwdpo_bench.train.dynamics import DynamicsCallback, DynamicsLog, Probe, plot_dynamics
+from cwdpo_bench.train.recipe import CWDPO, Objective, Recipe
+from cwdpo_bench.train.trainer import (
+    CoolingParameters,
+    PairCollator,
+    PreferenceTrainer,
+    needs_reference,
+    needs_rejected,
+    reference_scores,
+    resolve_cooling,
+)
+from cwdpo_bench.vlm import VLM, load_vlm
+
+StepReport = Callable[[str, int, int, float | None], None]
+"""Called with the stage, the step, the stage's last step, and the last logged loss."""
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One stage of a run: what it minimises, on which pairs, where, after how many steps."""
+
+    name: str
+    objective: Objective
+    pairs: list[Pair]
+    folder: Path
+    offset: int
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """What looks on while a stage trains."""
+
+    probe: Probe
+    log: DynamicsLog
+    every: int
+    report: StepReport | None
+
+    def callbacks(self, stage: _Stage, cooling: CoolingParameters | None) -> list[TrainerCallback]:
+        dynamics = DynamicsCallback(
+            self.probe,
+            self.log,
+            stage=stage.name,
+            offset=stage.offset,
+            every=self.every,
+            cooling=None if cooling is None else cooling.weight,
+        )
+        report = [] if self.report is None else [_ReportCallback(self.report, stage.name)]
+        return [dynamics, *report]
+
+
+class _ReportCallback(TrainerCallback):
+    """Passes every step on to the front door's progress display."""
+
+    def __init__(self, report: StepReport, stage: str) -> None:
+        self._report, self._stage = report, stage
+        self._loss: float | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._loss = (kwargs.get("logs") or {}).get("loss", self._loss)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._report(self._stage, state.global_step, state.max_steps, self._loss)
+
+
+def train(
+    recipe: Recipe,
+    *,
+    model: str,
+    data: Path,
+    output: Path,
+    probe: Path | None = None,
+    resume: bool = False,
+    model_name: str | None = None,
+    report: StepReport | None = None,
+) -> dict[str, Any]:
+    """Run every stage of a recipe and save the checkpoint in `output`; returns the provenance.
+
+    Args:
+        recipe: validated.
+        model: folder or Hub id of the start.
+        data: preference file.
+        output: a new folder, or with `resume` the folder of the interrupted run.
+        probe: held-out pairs for the dynamics; without it a tenth of the data, at most
+            `dynamics.pairs`, is held out.
+        resume: go on from the last checkpoint.
+        model_name: what the provenance calls the model; default `model`.
+        report: called after every step.
+
+    Raises:
+        UserError: bad data, model, recipe or folder; a loss that is not finite.
+    """
+    rejected = any(needs_rejected(objective) for objective in recipe.stages().values())
+    rows = read_pairs(data, on_bad_row=recipe.data.on_bad_row, need_rejected=rejected)
+    pairs, probe_pairs = _hold_out(recipe, rows.pairs, probe)
+    record = _provenance(recipe, model_name or model, data, rows, probe)
+    record["data"].update(pairs=len(pairs), probe_pairs=len(probe_pairs))
+    record = _open_folder(output, recipe, record, resume)
+    if record["status"] == "finished":
+        return record
+
+    vlm = _with_lora(_load(recipe, model), recipe)
+    record["model"]["base"] = _base_name(vlm)
+    watch = _Watch(
+        Probe(vlm, probe_pairs, batch_size=16),
+        DynamicsLog(output / "dynamics.parquet"),
+        recipe.dynamics.every,
+        report,
+    )
+    parts = _share_out(recipe, pairs)
+    for name, objective in recipe.stages().items():
+        last = name == list(recipe.stages())[-1]
+        if name in record["stages"]:
+            vlm = vlm if last else _load(recipe, str(output / name))
+            continue
+        offset = sum(done["steps"] for done in record["stages"].values())
+        stage = _Stage(name, objective, parts[name], output / name, offset)
+        started = time.monotonic()
+        trainer, cooling = _train_stage(recipe, stage, vlm, watch, resume)
+        _save(vlm, trainer, output if last else stage.folder)
+        record["stages"][name] = {
+            "objective": objective.kind,
+            "pairs": len(stage.pairs),
+            "steps": trainer.state.global_step,
+            "cooling": None if cooling is None else cooling._asdict(),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        write_json(output / "provenance.json", record)
+    plot_dynamics(watch.log.rows, output / "dynamics.png", recipe.name)
+    record["status"] = "finished"
+    write_json(output / "provenance.json", record)
+    return record
+
+
+def _train_stage(
+    recipe: Recipe, stage: _Stage, vlm: VLM, watch: _Watch, resume: bool
+) -> tuple[PreferenceTrainer, CoolingParameters | None]:
+    arguments = _training_arguments(recipe, stage)
+    collator = PairCollator(vlm.processor, with_rejected=needs_rejected(stage.objective))
+    reference, cooling = None, None
+    if needs_reference(stage.objective):
+        # The policy of now is the reference: π_ref ← π_θ between the stages (SPEC 1).
+        reference = reference_scores(vlm, stage.pairs, arguments.per_device_train_batch_size)
+    if isinstance(stage.objective, CWDPO) and reference is not None:
+        cooling = resolve_cooling(stage.objective, reference)
+    trainer = PreferenceTrainer(
+        model=vlm.model,
+        args=arguments,
+        data_collator=collator,
+        objective=stage.objective,
+        pairs=stage.pairs,
+        reference=reference,
+        cooling=cooling,
+        callbacks=watch.callbacks(stage, cooling),
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = None
+    if resume and stage.folder.is_dir():
+        checkpoint = get_last_checkpoint(str(stage.folder))  # type: ignore[no-untyped-call]
+    step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else -1
+    watch.log.forget_after(stage.name, step)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer, cooling
+
+
+def _training_arguments(recipe: Recipe, stage: _Stage) -> TrainingArguments:
+    keys = {
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **recipe.trainer_arguments(stage.objective),
+    }
+    try:
+        return TrainingArguments(output_dir=str(stage.folder), **keys)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"recipe {recipe.name}: trainer: {' '.join(str(error).split())}") from error
+
+
+def _load(recipe: Recipe, name: str) -> VLM:
+    dtype = None if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+    return load_vlm(
+        name, dtype=dtype, trust_remote_code=recipe.model.trust_remote_code, trainable=True
+    )
+
+
+def _with_lora(vlm: VLM, recipe: Recipe) -> VLM:
+    """Adapters as the recipe wants them; full fine-tuning of an adapter's model merges it first."""
+    adapted = isinstance(vlm.model, PeftModel)
+    if recipe.lora.enabled and not adapted:
+        lora = recipe.lora
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            model = get_peft_model(vlm.model, config)
+        except ValueError as error:
+            raise UserError(f"recipe {recipe.name}: lora.target_modules: {error}") from error
+        if Path(vlm.name).is_dir():
+            # An adapter that names its base by a relative path is lost in any other folder.
+            for peft_config in model.peft_config.values():
+                peft_config.base_model_name_or_path = str(Path(vlm.name).resolve())
+        return VLM(model, vlm.processor, vlm.name)
+    if adapted and not recipe.lora.enabled:
+        return VLM(vlm.model.merge_and_unload(), vlm.processor, vlm.name)
+    return vlm
+
+
+def _base_name(vlm: VLM) -> str:
+    if isinstance(vlm.model, PeftModel):
+        return str(vlm.model.peft_config["default"].base_model_name_or_path)
+    return vlm.name
+
+
+def _save(vlm: VLM, trainer: PreferenceTrainer, folder: Path) -> None:
+    try:
+        vlm.model.save_pretrained(str(folder))
+        vlm.processor.save_pretrained(str(folder))
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the checkpoint cannot be written ({error.strerror or error}); free space, "
+            "then go on with --resume"
+        ) from error
+
+
+def _share_out(recipe: Recipe, pairs: list[Pair]) -> dict[str, list[Pair]]:
+    if len(recipe.stages()) == 1:
+        return {"stage1": pairs}
+    first, second = split_stages(pairs, recipe.data.stage1_share, _seed(recipe))
+    return {"stage1": first, "stage2": second}
+
+
+def _seed(recipe: Recipe) -> int:
+    return int(recipe.trainer.get("seed", 42))
+
+
+def _hold_out(
+    recipe: Recipe, pairs: list[Pair], probe: Path | None
+) -> tuple[list[Pair], list[Pair]]:
+    """Training pairs and probe pairs, which never overlap."""
+    limit = recipe.dynamics.pairs
+    if probe is not None:
+        return pairs, read_pairs(probe, need_rejected=False).pairs[:limit]
+    size = min(limit, len(pairs) // 10)
+    if size == 0:
+        raise UserError(
+            f"{len(pairs)} pairs are too few to hold a tenth out as the probe; name a probe file "
+            "with --probe"
+        )
+    held_out = set(random.Random(_seed(recipe)).sample(range(len(pairs)), size))
+    train_pairs = [pair for i, pair in enumerate(pairs) if i not in held_out]
+    return train_pairs, [pairs[i] for i in sorted(held_out)]
+
+
+def _provenance(
+    recipe: Recipe, model: str, data: Path, rows: PreferenceData, probe: Path | None
+) -> dict[str, Any]:
+    packages = ("torch", "transformers", "peft", "accelerate")
+    return {
+        "schema": 1,
+        "status": "running",
+        "recipe": recipe.name,
+        "model": {"name": model},
+        "data": {
+            "file": data.name,
+            "fingerprint": rows.fingerprint,
+            "dropped_rows": rows.dropped,
+            "probe_file": None if probe is None else probe.name,
+            "probe_fingerprint": None if probe is None else fingerprint(probe),
+        },
+        "seed": _seed(recipe),
+        "versions": {
+            "cwdpo-bench": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "stages": {},
+    }
+
+
+def _open_folder(
+    output: Path, recipe: Recipe, record: dict[str, Any], resume: bool
+) -> dict[str, Any]:
+    """Claim a new folder, or take up the interrupted run in it.
+
+    Raises:
+        UserError: the folder holds other files, or the run in it is not the one asked for.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file; name a folder with --output")
+    if not output.is_dir() or not any(output.iterdir()):
+        write_text(output / "recipe.yaml", recipe.to_yaml())
+        write_json(output / "provenance.json", record)
+        return record
+    if not (output / "provenance.json").is_file():
+        raise UserError(f"{output}: holds other files; name a new folder with --output")
+    if not resume:
+        raise UserError(f"{output}: holds a run; go on with --resume, or name another folder")
+    found = read_json(output / "provenance.json")
+    for key in ("recipe", "seed"):
+        if found[key] != record[key]:
+            raise UserError(
+                f"{output}: the run there has {key} {found[key]!r}, not {record[key]!r}"
+            )
+    for key in ("fingerprint", "probe_fingerprint"):
+        if found["data"][key] != record["data"][key]:
+            raise UserError(f"{output}: the run there has other data; name another folder")
+    if found["model"]["name"] != record["model"]["name"]:
+        raise UserError(f"{output}: the run there starts from {found['model']['name']!r}")
+    if (output / "recipe.yaml").read_text(encoding="utf-8") != recipe.to_yaml():
+        raise UserError(f"{output}: the recipe there has other values; see its recipe.yaml")
+    return dict(found)
