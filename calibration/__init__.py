@@ -20,24 +20,35 @@ from cwdpo_bench.calibration.binned import (
     mce_from_sums,
     reliability,
 )
+from cwdpo_bench.calibration.proper import brier, entropy, nll
 from cwdpo_bench.calibration.resampling import (
     LEVEL,
     RESAMPLES,
+    bootstrap_counts,
     bootstrap_stderr,
     bootstrap_sums,
     cluster_sums,
     paired_p_value,
     percentile_interval,
 )
+from cwdpo_bench.calibration.selective import aurc, aurc_from_sums, auroc
+from cwdpo_bench.calibration.shift import jensen_shannon, total_variation
+from cwdpo_bench.calibration.temperature import apply_temperature, fit_temperature
 
 __all__ = [
     "BINS",
     "LEVEL",
     "RESAMPLES",
     "ReliabilityBins",
+    "apply_temperature",
+    "aurc",
+    "aurc_from_sums",
+    "auroc",
     "bin_statistics",
+    "bootstrap_counts",
     "bootstrap_stderr",
     "bootstrap_sums",
+    "brier",
     "cluster_sums",
     "ece",
     "ece_adaptive",
@@ -45,11 +56,16 @@ __all__ = [
     "ece_debiased",
     "ece_debiased_from_sums",
     "ece_from_sums",
+    "entropy",
     "equal_mass_index",
     "equal_width_index",
+    "fit_temperature",
+    "jensen_shannon",
     "mce",
     "mce_from_sums",
+    "nll",
     "paired_p_value",
     "percentile_interval",
     "reliability",
+    "total_variation",
 ]

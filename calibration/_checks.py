@@ -49,16 +49,19 @@ def distributions(name: str, values: ArrayLike) -> Floats:
     return array
 
 
-def confidence_pair(confidences: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
-    """Confidences [N] in [0, 1] and correctness [N] as 0.0 or 1.0."""
-    confidence = unit_interval("confidences", confidences, 1)
-    right = unit_interval("correct", correct, 1)
-    if confidence.shape != right.shape:
-        raise ValueError(
-            f"confidences {confidence.shape} and correct {right.shape} differ in length"
-        )
+def correctness(correct: ArrayLike) -> Floats:
+    """Correctness [N] as 0.0 or 1.0."""
+    right = finite_array("correct", correct, 1)
     if not np.isin(right, (0.0, 1.0)).all():
         raise ValueError("correct must hold only 0 and 1 (or False and True)")
+    return right
+
+
+def confidence_pair(confidences: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+    """Confidences [N] in [0, 1] and correctness [N] as 0.0 or 1.0."""
+    confidence, right = unit_interval("confidences", confidences, 1), correctness(correct)
+    if confidence.shape != right.shape:
+        raise ValueError(f"confidences {confidence.shape} and correct {right.shape} must agree")
     return confidence, right
 
 

@@ -72,7 +72,7 @@ def equal_mass_index(confidences: ArrayLike, bins: int = BINS) -> Integers:
 def bin_statistics(
     confidences: ArrayLike, correct: ArrayLike, index: ArrayLike, bins: int = BINS
 ) -> Floats:
-    """Additive statistics [N, 3·bins]: for each bin its count, confidence and correct, in blocks."""
+    """Additive statistics [N, 3·bins]: a block of counts, one of confidences, one of correct."""
     confidence, right = confidence_pair(confidences, correct)
     place = labels_of(index, len(confidence), _checked(bins))
     statistics = np.zeros((len(confidence), 3, bins))

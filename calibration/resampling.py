@@ -12,6 +12,8 @@ paired form; the +1 of the p value is Davison and Hinkley (1997), eq. 4.11.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,7 +22,7 @@ from cwdpo_bench.calibration._checks import Floats, finite_array
 RESAMPLES = 1000
 LEVEL = 0.95
 CHUNK = 2**22
-"""Drawn indices that exist at a time: 32 MiB. It is part of the draws, so it stays as it is."""
+"""Drawn indices that exist at a time: 32 MiB."""
 
 
 def cluster_sums(statistics: ArrayLike, clusters: ArrayLike) -> tuple[Floats, NDArray[np.str_]]:
@@ -47,12 +49,32 @@ def cluster_sums(statistics: ArrayLike, clusters: ArrayLike) -> tuple[Floats, ND
     return np.add.reduceat(values[order], starts, axis=0), ids
 
 
-def bootstrap_sums(sums: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Draw C clusters with replacement, `resamples` times, and add their sums.
+def bootstrap_counts(size: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Floats]:
+    """Draw `size` clusters with replacement, `resamples` times.
 
-    The draws depend on `seed`, `resamples` and C alone. So two systems scored on the same clusters
-    share them (a paired bootstrap), and the statistics of several metrics can be stacked side by
-    side and drawn once.
+    The draws depend on the three arguments alone, so two systems scored on the same clusters share
+    them: a paired bootstrap.
+
+    Yields:
+        How often each cluster was drawn, [r, size] at a time, `resamples` rows in all.
+    """
+    if resamples < 1 or size < 1:
+        raise ValueError(f"resamples and size must be 1 or more, not {resamples} and {size}")
+    generator = np.random.default_rng(seed)
+    rows_at_a_time = max(1, CHUNK // size)
+    for start in range(0, resamples, rows_at_a_time):
+        rows = min(rows_at_a_time, resamples - start)
+        # Counted indices follow the multinomial law at a fraction of Generator.multinomial's cost.
+        drawn = generator.integers(0, size, size=(rows, size))
+        drawn += np.arange(rows)[:, None] * size
+        counts = np.bincount(drawn.ravel(), minlength=rows * size)
+        yield counts.reshape(rows, size).astype(np.float64)
+
+
+def bootstrap_sums(sums: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """The sums of each resample of `bootstrap_counts`.
+
+    The statistics of several metrics can stand side by side, to be drawn once.
 
     Args:
         sums: [C, k], as `cluster_sums` gives them.
@@ -61,24 +83,7 @@ def bootstrap_sums(sums: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -
         [resamples, k].
     """
     values = finite_array("sums", sums, 2)
-    if resamples < 1:
-        raise ValueError(f"resamples must be 1 or more, not {resamples}")
-    size = len(values)
-    rows_at_a_time = max(1, CHUNK // size)
-    generator = np.random.default_rng(seed)
-    totals = np.empty((resamples, values.shape[1]))
-    for start in range(0, resamples, rows_at_a_time):
-        rows = min(rows_at_a_time, resamples - start)
-        totals[start : start + rows] = _draw_counts(generator, rows, size) @ values
-    return totals
-
-
-def _draw_counts(generator: np.random.Generator, rows: int, size: int) -> Floats:
-    # Counting drawn indices is the multinomial law, several times faster than Generator.multinomial.
-    drawn = generator.integers(0, size, size=(rows, size))
-    drawn += np.arange(rows)[:, None] * size
-    counts = np.bincount(drawn.ravel(), minlength=rows * size)
-    return counts.reshape(rows, size).astype(np.float64)
+    return np.concatenate([c @ values for c in bootstrap_counts(len(values), resamples, seed)])
 
 
 def percentile_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:

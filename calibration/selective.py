@@ -1,0 +1,67 @@
+"""Selective prediction: does confidence rank right answers above wrong ones?
+
+Sources: Geifman and El-Yaniv, Selective Classification for Deep Neural Networks (NeurIPS 2017);
+Geifman, Uziel and El-Yaniv, Bias-Reduced Uncertainty Estimation (ICLR 2019) for AURC; Hanley and
+McNeil (1982) for AUROC as a rank statistic.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import digamma
+from scipy.stats import rankdata
+
+from cwdpo_bench.calibration._checks import Floats, confidence_pair
+
+
+def aurc(confidences: ArrayLike, correct: ArrayLike) -> float:
+    """Area under the risk-coverage curve, in [0, 1]; less is better.
+
+    The mean over k = 1..N of the error rate among the k most confident answers. Equal confidences
+    count as their mean over all orders, so the order of the samples never matters.
+
+    Args:
+        confidences: [N].
+        correct: [N], 0 or 1.
+    """
+    confidence, right = confidence_pair(confidences, correct)
+    _, level = np.unique(-confidence, return_inverse=True)
+    counts, errors = np.bincount(level), np.bincount(level, weights=1.0 - right)
+    return float(aurc_from_sums(np.concatenate([counts, errors])))
+
+
+def aurc_from_sums(sums: ArrayLike) -> Floats:
+    """AURC [...] from sums [..., 2·levels]; NaN where nothing was counted.
+
+    The sums are a block of counts and a block of errors, by level of falling confidence.
+    A level of m answers with e errors, met after n answers with E errors, adds
+    Σ_{j=1..m} (E + j·e/m)/(n + j) = (E − n·e/m)·(H(n+m) − H(n)) + e, H the harmonic numbers.
+    """
+    array = np.asarray(sums, dtype=np.float64)
+    if array.ndim == 0 or array.shape[-1] % 2 != 0:
+        raise ValueError(f"sums have shape {array.shape}; [..., 2·levels] expected")
+    counts, errors = np.split(array, 2, axis=-1)
+    before = np.cumsum(counts, axis=-1) - counts
+    errors_before = np.cumsum(errors, axis=-1) - errors
+    share = errors / np.maximum(counts, 1.0)
+    harmonic = digamma(before + counts + 1.0) - digamma(before + 1.0)
+    area = ((errors_before - before * share) * harmonic + errors).sum(axis=-1)
+    total = counts.sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, area / total, np.nan)
+
+
+def auroc(confidences: ArrayLike, correct: ArrayLike) -> float:
+    """Probability that a right answer is more confident than a wrong one (ties ½), in [0, 1].
+
+    Raises:
+        ValueError: all answers are right, or all wrong: there is no pair to rank.
+    """
+    confidence, right = confidence_pair(confidences, correct)
+    positives = right.sum()
+    negatives = len(right) - positives
+    if positives == 0 or negatives == 0:
+        raise ValueError("auroc needs both right and wrong answers; all are the same")
+    rank_sum = rankdata(confidence)[right == 1.0].sum()
+    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
