@@ -1,0 +1,115 @@
+"""Recipes: what is shipped is valid and commented, overrides apply, mistakes name their mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.train.recipe import CWDPO, SFTC, load_recipe, parse_recipe, shipped_recipes
+
+RECIPES = Path(__file__).parents[2] / "train" / "recipes"
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_valid_and_named_after_their_file(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_key_of_a_shipped_recipe_has_a_comment(name: str) -> None:
+    lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    # Keys that speak for themselves, or that share the comment of the key above.
+    plain = {"name", "kind", "seed", "alpha", "model", "trainer", "data", "objective"}
+    plain |= {"stage1", "stage2", "cooling", "gradient_accumulation_steps", "warmup_steps"}
+    plain |= {"save_steps", "save_total_limit"}
+    for above, line in zip(["", *lines], lines, strict=False):
+        key = line.split(":")[0].strip()
+        if line.strip() and not line.lstrip().startswith("#") and key not in plain:
+            assert above.lstrip().startswith("#"), f"{name}: {key} has no comment"
+
+
+def test_overrides_reach_every_depth() -> None:
+    recipe = load_recipe(
+        "cw-dpo",
+        ["stage2.cooling.tau=0.5", "stage2.beta=0.3", "trainer.learning_rate=3e-4", "lora.r=4"],
+    )
+    assert isinstance(recipe.stage2, CWDPO)
+    assert recipe.stage2.cooling.tau == 0.5
+    assert recipe.stage2.beta == 0.3
+    assert recipe.trainer["learning_rate"] == 3e-4
+    assert recipe.lora.r == 4
+
+
+def test_a_stage_overrides_the_trainer_of_the_recipe() -> None:
+    recipe = load_recipe("cw-dpo", ["stage2.trainer.learning_rate=1e-7"])
+    stages = recipe.stages()
+    assert recipe.trainer_arguments(stages["stage1"])["learning_rate"] == 5e-6
+    assert recipe.trainer_arguments(stages["stage2"])["learning_rate"] == 1e-7
+
+
+def test_the_defaults_are_the_stated_ones() -> None:
+    recipe = load_recipe("cw-dpo")
+    assert isinstance(recipe.stage1, SFTC)
+    assert isinstance(recipe.stage2, CWDPO)
+    assert recipe.stage2.beta == 0.1
+    assert recipe.stage2.cooling.detach
+    assert recipe.stage2.cooling.floor == "auto"
+    assert recipe.data.stage1_share == 0.75
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_recipe_as_run_can_be_run_again(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name, ["trainer.seed=7"])
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(str(file)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "words"),
+    [
+        ("cw-dpo", "stage2.cooling.tua=1", ["stage2.cooling.tua", "'tau'"]),
+        ("cw-dpo", "stage2.cooling.tau=0", ["stage2.cooling.tau", "greater than 0"]),
+        ("cw-dpo", "stage2.cooling.tau=.nan", ["stage2.cooling.tau"]),
+        ("cw-dpo", "stage1.lamda=1", ["stage1.lamda", "'lambda'"]),
+        ("dpo", "objective.betta=1", ["objective.betta", "'beta'"]),
+        ("dpo", "objective.beta=-1", ["objective.beta"]),
+        ("dpo", "trainer.learning_rat=1", ["trainer.learning_rat", "'learning_rate'"]),
+        ("dpo", "trainer.output_dir=x", ["trainer.output_dir", "--output"]),
+        ("dpo", "dta.on_bad_row=skip", ["'dta'", "'data'"]),
+        ("dpo", "lora.rank=3", ["lora.rank"]),
+        ("dpo", "stage1.kind=sft", ["objective", "stage1"]),
+        ("dpo", "objective.kind=ppoo", ["ppoo"]),
+        ("dpo", "no-equals-sign", ["no-equals-sign", "key.sub=value"]),
+        ("dpo", "name.sub=1", ["name"]),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_its_mend(
+    recipe: str, override: str, words: list[str]
+) -> None:
+    with pytest.raises(UserError) as error:
+        load_recipe(recipe, [override])
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'cw-dpo'"):
+        load_recipe("cwdpo")
+
+
+def test_broken_yaml_names_the_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text("name: x\n  data: [", encoding="utf-8")
+    with pytest.raises(UserError, match=r"broken\.yaml.*line 2"):
+        load_recipe(str(file))
+
+
+def test_one_stage_and_two_stages_exclude_each_other() -> None:
+    values = yaml.safe_load((RECIPES / "dpo.yaml").read_text(encoding="utf-8"))
+    del values["objective"]
+    with pytest.raises(UserError, match="either objective, or both stage1 and stage2"):
+        parse_recipe(values, "test")
