@@ -127,7 +127,7 @@ def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
 
 
 def _tokenizer() -> Qwen2Tokenizer:
-    """Byte-level BPE with Qwen's way of splitting, trained until each word of the world is whole."""
+    """Byte-level BPE that splits as Qwen does, trained until each word of the world is whole."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.Sequence(
         [
