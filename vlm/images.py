@@ -82,7 +82,10 @@ def _decode(data: bytes, where: str, max_pixels: int) -> Image.Image:
                         f"{max_pixels}; scale it down"
                     )
                 return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UserError(f"{where} is broken or not an image ({error}); replace it") from error
+    except UnidentifiedImageError as error:
+        # Pillow's own text names an object in memory.
+        raise UserError(f"{where} is broken or of no known image format; replace it") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{where} is broken ({error}); replace it") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{where} is too large to decode ({error}); scale it down") from error

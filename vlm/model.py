@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cwdpo_bench.errors import UserError
@@ -75,7 +76,7 @@ def load_vlm(
             model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
     except UserError:
         raise
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {name!r} cannot be loaded: {_first_lines(error)}") from error
     if not hasattr(processor, "image_processor"):
         raise UserError(f"model {name!r} has no image processor; name a vision-language model")
