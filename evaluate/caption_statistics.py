@@ -45,7 +45,7 @@ def bleu_of_sums(order: int, sums: Floats) -> Floats:
     return np.where(count > 0, precisions.prod(axis=-1) ** (1 / order) * brevity, np.nan)
 
 
-METEOR_STATISTICS = 23
+_SEGMENT = 23
 _CHUNKS, _MATCHED = 20, slice(21, 23)
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
@@ -55,12 +55,21 @@ _STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 def meteor_statistics(samples: pd.DataFrame) -> Floats:
     """[n, 24]: METEOR's own statistics of the caption, as it adds them up itself, and 1."""
     rows = present(samples, "meteor_statistics")
-    statistics = rectangle(samples["meteor_statistics"][rows], METEOR_STATISTICS)
+    return spread(_summable(rectangle(samples["meteor_statistics"][rows], _SEGMENT)), rows)
+
+
+def meteor_of_segments(statistics: Floats) -> Floats:
+    """METEOR of single captions [n] from the lines [n, 23] that METEOR gives for them."""
+    return meteor_of_sums(_summable(statistics))
+
+
+def _summable(segments: Floats) -> Floats:
+    statistics = np.column_stack([segments, np.ones(len(segments))])
     # A caption equal to its reference is one chunk, which METEOR does not count as fragmentation,
     # neither alone nor in the corpus.
     whole = (statistics[:, _MATCHED] == statistics[:, :2]).all(axis=1)
     statistics[whole & (statistics[:, _CHUNKS] == 1), _CHUNKS] = 0
-    return spread(np.column_stack([statistics, np.ones(len(statistics))]), rows)
+    return statistics
 
 
 def meteor_of_sums(sums: Floats) -> Floats:

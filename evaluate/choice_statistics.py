@@ -110,8 +110,11 @@ def _confidences(samples: pd.DataFrame) -> tuple[Bools, Floats, Bools]:
 
 
 def binned(index_of: Callable[[Floats], Integers], samples: pd.DataFrame) -> Floats:
-    # Edges that depend on the data are those of the whole sample; the bootstrap resamples the sums
-    # of these bins and does not move the edges.
+    """[n, 3·bins] for the calibration errors in the bins that `index_of` puts confidences in.
+
+    Edges that depend on the data are those of the whole sample: the bootstrap resamples the sums of
+    these bins and does not move the edges.
+    """
     rows, confidence, correct = _confidences(samples)
     return spread(bin_statistics(confidence, correct, index_of(confidence)), rows)
 
