@@ -1,0 +1,113 @@
+"""How a number, a metric and a verdict look, in the terminal and in markdown alike."""
+
+from __future__ import annotations
+
+import math
+
+from cwdpo_bench.leaderboards.compare import Comparison, Score, TaskComparison
+
+MARKS = {"better": "▲", "worse": "▼", "higher": "↑", "lower": "↓", "same": "="}
+DASH = "–"
+
+QUALITY = (
+    *(f"BLEU-{n}" for n in range(1, 5)),
+    "METEOR",
+    "ROUGE-L",
+    "CIDEr",
+    "SPICE",
+    "accuracy",
+    "accuracy_option",
+    "accuracy_plain",
+    "parse_failures",
+)
+"""What answers are worth; every other metric is calibration and confidence."""
+
+PLAIN = ("brier", "nll", "entropy", "tv", "js")
+"""Shown as they are, with three decimals; all others × 100, with one."""
+
+UNITS = {"nll": "nats", "entropy": "nats", "js": "nats"}
+
+HEADLINES = ("CIDEr", "accuracy")
+CALIBRATION_HEADLINES = ("token_ece", "ece")
+"""The first of each that a task has stands in the overview."""
+
+
+def number(metric: str, value: float, *, signed: bool = False) -> str:
+    """`value` of `metric` as text: × 100 with one decimal, or plain with three."""
+    scale, digits = (1.0, 3) if metric in PLAIN else (100.0, 1)
+    rounded = round(value * scale, digits)
+    # Without the 0.0 a small negative number would read "-0.0".
+    return f"{rounded + 0.0:{'+' if signed else ''}.{digits}f}"
+
+
+def interval(metric: str, ends: tuple[float, float], *, signed: bool = False) -> str:
+    """`[low, high]` of `metric`."""
+    low, high = (number(metric, end, signed=signed) for end in ends)
+    return f"[{low}, {high}]"
+
+
+def p_value(p: float) -> str:
+    """Three decimals; below a thousandth it says so."""
+    return "<.001" if p < 0.001 else f"{math.floor(p * 1000 + 0.5) / 1000:.3f}".lstrip("0")
+
+
+def label(metric: str, higher_is_better: bool | None) -> str:
+    """The metric's name, which way is better, and the unit where there is one."""
+    way = {True: " ↑", False: " ↓", None: ""}[higher_is_better]
+    unit = f" ({UNITS[metric]})" if metric in UNITS else ""
+    return f"{metric}{way}{unit}"
+
+
+def mark(score: Score) -> str:
+    """The verdict's sign; empty for the baseline, which is compared with nothing."""
+    return "" if score.difference is None else MARKS[score.difference.verdict]
+
+
+def value_with_mark(metric: str, score: Score) -> str:
+    """`39.6 ▲`."""
+    return f"{number(metric, score.value)} {mark(score)}".rstrip()
+
+
+def metric_groups(task: TaskComparison) -> dict[str, list[str]]:
+    """The task's metrics by what they tell."""
+    quality = [name for name in task.metrics if name in QUALITY]
+    rest = [name for name in task.metrics if name not in QUALITY]
+    captions = any(name in ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L", "SPICE") for name in quality)
+    named = {"captions" if captions else "choices": quality, "calibration and confidence": rest}
+    return {title: names for title, names in named.items() if names}
+
+
+def overview(comparison: Comparison) -> list[tuple[TaskComparison, str]]:
+    """The columns of the overview: each task's first headline, then each one's calibration."""
+    columns = []
+    for headlines in (HEADLINES, CALIBRATION_HEADLINES):
+        for task in comparison.tasks:
+            columns += [(task, name) for name in headlines if name in task.metrics][:1]
+    return columns
+
+
+def plain(text: str) -> str:
+    """`text` on one line, without control, escape or direction characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def caption(task: TaskComparison) -> str:
+    """What the reader of a task's table must know about it."""
+    drawn = f"{task.n} samples in {task.clusters} clusters"
+    if task.tests == 0:
+        return f"{drawn}; no paired differences"
+    return (
+        f"{drawn}; {task.resamples:,} paired resamples; p adjusted by Holm over the "
+        f"{task.tests} differences of this task"
+    )
+
+
+def legend(comparison: Comparison) -> list[str]:
+    """How the tables are read, line by line."""
+    return [
+        "Values × 100, except brier, nll, entropy, tv and js; brackets hold 95 % intervals of the "
+        "cluster bootstrap.",
+        f"Against the baseline {plain(comparison.baseline)}: "
+        f"▲ better, ▼ worse, ↑ higher, ↓ lower where neither is better "
+        f"(Holm-adjusted p ≤ {comparison.alpha:g}); = no such difference.",
+    ]

@@ -1,0 +1,209 @@
+"""The comparison as markdown: the same bytes for the same runs, whatever the models are called.
+
+Published figures are a block of their own under a heading that says so, below every row of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from cwdpo_bench.leaderboards import published
+from cwdpo_bench.leaderboards.compare import Comparison, Score, TaskComparison
+from cwdpo_bench.leaderboards.display import (
+    DASH,
+    caption,
+    interval,
+    label,
+    legend,
+    metric_groups,
+    number,
+    overview,
+    p_value,
+    plain,
+    value_with_mark,
+)
+
+Dynamics = Mapping[str, Mapping[str, float]]
+
+TITLE = "Leaderboard"
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"})
+
+
+def to_markdown(
+    comparison: Comparison,
+    *,
+    with_published: bool = False,
+    dynamics: Dynamics | None = None,
+    title: str = TITLE,
+) -> str:
+    """The comparison as a markdown document.
+
+    Args:
+        comparison: what `compare_runs` gave.
+        with_published: also the figures of SPEC 5, set apart.
+        dynamics: learning dynamics at the end of training: system → column → number.
+        title: of the document.
+    """
+    blocks = [f"# {escape(title)}", _overview(comparison)]
+    if dynamics:
+        blocks.append(_dynamics(dynamics))
+    for task in comparison.tasks:
+        blocks += [f"## {escape(task.name)}", f"{caption(task)}.", *_task_tables(comparison, task)]
+    blocks += [_reading(comparison), _provenance(comparison)]
+    if with_published:
+        blocks.append(_published())
+    return "\n\n".join(blocks) + "\n"
+
+
+def escape(text: str) -> str:
+    """`text` on one line with nothing that markdown, its tables or HTML would read as a sign."""
+    signs = re.sub(r"([\\`*_{}\[\]()#~!$])", r"\\\1", plain(text)).translate(_ENTITIES)
+    # Bare addresses become links by themselves.
+    return signs.replace("://", "&#58;//").replace("www.", "www&#46;")
+
+
+def _overview(comparison: Comparison) -> str:
+    columns = overview(comparison)
+    headings = [f"{escape(task.name)} {escape(metric)}" for task, metric in columns]
+    rows = [
+        [_system_name(comparison, system.name)]
+        + [_cell(task, metric, system.name, with_interval=False) for task, metric in columns]
+        for system in comparison.systems
+    ]
+    return _table(["system", *headings], rows)
+
+
+def _task_tables(comparison: Comparison, task: TaskComparison) -> Iterator[str]:
+    names = [system.name for system in comparison.systems]
+    for title, metrics in metric_groups(task).items():
+        headings = [escape(label(metric, task.metrics[metric])) for metric in metrics]
+        rows = [
+            [_system_name(comparison, name)] + [_cell(task, metric, name) for metric in metrics]
+            for name in names
+        ]
+        yield f"**{title.capitalize()}**\n\n{_table(['system', *headings], rows)}"
+    if task.groups:
+        yield _groups(comparison, task)
+    compared = [n for n in names if any(s.difference for s in task.scores.get(n, {}).values())]
+    if compared:
+        yield _differences(task, compared)
+
+
+def _cell(task: TaskComparison, metric: str, system: str, *, with_interval: bool = True) -> str:
+    score = task.scores.get(system, {}).get(metric)
+    if score is None:
+        return DASH
+    value = value_with_mark(metric, score)
+    if _is_best(task, metric, score):
+        value = f"**{value}**"
+    return f"{value} {interval(metric, score.ci95)}" if with_interval else value
+
+
+def _is_best(task: TaskComparison, metric: str, score: Score) -> bool:
+    """Bold is earned: better than the baseline after Holm, and no system has a better value."""
+    if score.difference is None or score.difference.verdict != "better":
+        return False
+    values = [row[metric].value for row in task.scores.values() if metric in row]
+    return score.value == (max(values) if task.metrics[metric] else min(values))
+
+
+def _groups(comparison: Comparison, task: TaskComparison) -> str:
+    """One headline metric by group, values only."""
+    shown = {metric for group in task.groups.values() for row in group.values() for metric in row}
+    metric = next(name for name in ("CIDEr", "accuracy", *sorted(shown)) if name in shown)
+    rows = []
+    for system in comparison.systems:
+        values = [group.get(system.name, {}).get(metric) for group in task.groups.values()]
+        cells = [DASH if value is None else number(metric, value) for value in values]
+        rows.append([_system_name(comparison, system.name), *cells])
+    headings = ["system", *(escape(group) for group in task.groups)]
+    return f"**{escape(metric)} by group** (values only)\n\n{_table(headings, rows)}"
+
+
+def _differences(task: TaskComparison, systems: Sequence[str]) -> str:
+    rows = []
+    for metric, higher_is_better in task.metrics.items():
+        row = [escape(label(metric, higher_is_better))]
+        for system in systems:
+            score = task.scores[system].get(metric)
+            difference = None if score is None else score.difference
+            if difference is None:
+                row.append(DASH)
+                continue
+            row.append(
+                f"{number(metric, difference.value, signed=True)} "
+                f"{interval(metric, difference.ci95, signed=True)}, "
+                f"p {escape(p_value(difference.p))}, Holm {escape(p_value(difference.p_holm))}"
+            )
+        rows.append(row)
+    headings = ["metric", *(escape(system) for system in systems)]
+    return f"**Paired difference to the baseline**\n\n{_table(headings, rows)}"
+
+
+def _dynamics(dynamics: Dynamics) -> str:
+    columns = list(dict.fromkeys(column for row in dynamics.values() for column in row))
+    rows = [
+        [escape(system)] + [f"{row[c] + 0.0:.3f}" if c in row else DASH for c in columns]
+        for system, row in dynamics.items()
+    ]
+    headings = ["system", *(escape(column) for column in columns)]
+    return f"## Learning dynamics at the end of training\n\n{_table(headings, rows)}"
+
+
+def _reading(comparison: Comparison) -> str:
+    lines = [
+        *legend(comparison),
+        "Bold: the best value of its column, where it is also significantly better than the "
+        "baseline.",
+        *comparison.notes,
+    ]
+    return "## How to read this\n\n" + "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _provenance(comparison: Comparison) -> str:
+    rows = [
+        [
+            escape(system.name),
+            DASH if system.seed is None else str(system.seed),
+            escape(system.signature) or DASH,
+        ]
+        for system in comparison.systems
+    ]
+    tasks = [[escape(task.name), str(task.n), escape(task.signature)] for task in comparison.tasks]
+    return (
+        f"## Signatures\n\nSeed of the resampling: {comparison.seed}.\n\n"
+        f"{_table(['system', 'seed', 'signature of the run'], rows)}\n\n"
+        f"{_table(['task', 'n', 'signature of the task'], tasks)}"
+    )
+
+
+def _published() -> str:
+    figures = [
+        ("Systems", published.SYSTEM_COLUMNS, published.SYSTEMS),
+        ("Ablations of CW-DPO", published.ABLATION_COLUMNS, published.ABLATIONS),
+    ]
+    tables = [
+        f"**{title} (published)**\n\n{_table(['published', *columns], _published_rows(rows))}"
+        for title, columns, rows in figures
+    ]
+    dynamics = [[f"{name} (published)", *row] for name, row in published.DYNAMICS.items()]
+    table = _table(["published", *published.DYNAMICS_COLUMNS], dynamics)
+    tables.append(f"**Dynamics (published)**\n\n{table}\n\n{published.DYNAMICS_NOTE}")
+    return "\n\n".join(["---", "## Published figures", f"> {published.SOURCE}", *tables])
+
+
+def _published_rows(rows: Mapping[str, tuple[float | None, ...]]) -> list[list[str]]:
+    return [
+        [f"{name} (published)", *(DASH if v is None else f"{v:.1f}" for v in row)]
+        for name, row in rows.items()
+    ]
+
+
+def _system_name(comparison: Comparison, name: str) -> str:
+    return escape(name) + (" (baseline)" if name == comparison.baseline else "")
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
