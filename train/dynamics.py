@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from cwdpo_bench.calibration import ece
+from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_with
 from cwdpo_bench.train.data import Pair
 from cwdpo_bench.vlm import (
@@ -114,6 +115,11 @@ def _summary(
     cooling: CoolingRule | None,
 ) -> dict[str, float]:
     chosen = {name: torch.cat([part[name] for part in chosen_parts]) for name in chosen_parts[0]}
+    if not torch.isfinite(chosen["mean_logp"]).all():
+        raise UserError(
+            "the model gives log-probabilities that are not finite on the probe pairs; look at the "
+            "starting weights, or lower trainer.learning_rate"
+        )
     row = {
         "chosen_mean_logp": chosen["mean_logp"].mean(),
         "chosen_logp": chosen["logp"].mean(),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.train.data import Pair
@@ -254,6 +254,24 @@ class PreferenceTrainer(Trainer):
         for name, value in metrics.items():
             self._metrics[name].append(value.detach())
         return (loss, None) if return_outputs else loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load a resumed run's weights through `from_pretrained`.
+
+        `save_pretrained` writes some families' weights (Qwen2.5-VL among them) under their Hub
+        names, which the Trainer's own loading, seen in transformers 5.23, does not map back: it
+        warns of missing keys and goes on with the weights of the start.
+        """
+        model = self.model if model is None else model
+        if isinstance(model, PreTrainedModel) and not (
+            self.is_deepspeed_enabled or self.is_fsdp_enabled
+        ):
+            saved = type(model).from_pretrained(
+                resume_from_checkpoint, dtype=model.dtype, use_safetensors=True
+            )
+            model.load_state_dict(saved.state_dict())
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of our metrics since the last log."""

@@ -1,0 +1,328 @@
+"""Training runs: what a checkpoint folder holds, the reference between the stages, resuming."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.train import run as run_module
+from cwdpo_bench.train.data import read_pairs
+from cwdpo_bench.train.recipe import load_recipe, shipped_recipes
+from cwdpo_bench.train.run import train
+from cwdpo_bench.train.trainer import Reference, reference_scores
+from cwdpo_bench.vlm import VLM, load_vlm
+
+SMALL = [
+    "trainer.per_device_train_batch_size=4",
+    "trainer.gradient_accumulation_steps=1",
+    "trainer.learning_rate=1e-3",
+    "trainer.warmup_steps=0",
+    "trainer.logging_steps=1",
+    "trainer.save_steps=2",
+    "dynamics.every=2",
+    "dynamics.pairs=4",
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    words = ["red", "blue", "circle", "square", "left", "right", "of", "a"]
+    rows = []
+    for i in range(24):
+        picture = rng.integers(0, 255, (84, 84, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+        chosen, rejected = (" ".join(rng.choice(words, 3 + i % 3)) + f" {j}" for j in "ab")
+        rows.append(
+            {
+                "id": f"pair-{i}",
+                "images": [f"{i}.png"],
+                "prompt": "What is it?",
+                "chosen": chosen,
+                "rejected": rejected,
+            }
+        )
+    for name, part in (("pairs.jsonl", rows[:20]), ("probe.jsonl", rows[20:])):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
+@pytest.fixture
+def run(tiny_model_folder: Path, pairs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def start(
+        recipe: str,
+        *overrides: str,
+        output: str = "out",
+        model: Path = tiny_model_folder,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        return train(
+            load_recipe(recipe, [*SMALL, *overrides]),
+            model=str(model),
+            data=kwargs.pop("data", pairs / "pairs.jsonl"),
+            probe=pairs / "probe.jsonl",
+            output=tmp_path / output,
+            **kwargs,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_recipe_leaves_a_whole_checkpoint(
+    name: str, run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    record = run(name)
+    out = tmp_path / "out"
+    for file in ("config.json", "model.safetensors", "recipe.yaml", "trainer_state.json"):
+        assert (out / file).is_file(), file
+    for file in ("processor_config.json", "dynamics.parquet", "dynamics.png", "provenance.json"):
+        assert (out / file).is_file(), file
+    assert record["status"] == "finished"
+    assert record == json.loads((out / "provenance.json").read_text())
+    assert record["data"]["pairs"] == 20
+    stages = load_recipe(name).stages()
+    assert list(record["stages"]) == list(stages)
+    assert all((out / stage).is_dir() for stage in stages)
+    assert sum(stage["pairs"] for stage in record["stages"].values()) == 20
+    assert (
+        sum(stage["steps"] for stage in record["stages"].values()) == 6
+        if len(stages) == 2
+        else record["stages"]["stage1"]["steps"] == 5
+    )
+    load_vlm(out)
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    assert all(np.isfinite(line["loss"]) for line in history if "loss" in line)
+
+
+def test_dynamics_hold_every_measurement_of_both_stages(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    run("cw-dpo")
+    table = pd.read_parquet(tmp_path / "out" / "dynamics.parquet")
+    assert table[["stage", "step", "total_step"]].to_numpy().tolist() == [
+        ["stage1", 0, 0],
+        ["stage1", 2, 2],
+        ["stage1", 4, 4],
+        ["stage2", 0, 4],
+        ["stage2", 2, 6],
+    ]
+    first = table.iloc[0]
+    assert first["tv"] == pytest.approx(0, abs=1e-5)
+    assert table["tv"].iloc[-1] > 1e-3
+    assert table["cooling_weight"].isna().tolist() == [True, True, True, False, False]
+    assert (table["chosen_mean_logp"] <= table["argmax_mean_logp"] + 1e-6).all()
+    assert table["top1_probability"].between(0, 1).all()
+    assert table["token_ece"].between(0, 1).all()
+    # Stage 2 starts from the policy that stage 1 left.
+    for column in ("chosen_logp", "rejected_logp", "entropy", "js"):
+        assert table[column].iloc[3] == pytest.approx(table[column].iloc[2], abs=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["cw-dpo", "sft-c+dpo"])
+@pytest.mark.parametrize("lora", ["true", "false"])
+def test_the_reference_of_stage_2_is_the_end_of_stage_1(
+    recipe: str,
+    lora: str,
+    run: Callable[..., dict[str, Any]],
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With LoRA, falling back to the base (adapters off) would show as Δ ≠ 0 at the first step."""
+    seen: list[tuple[list[str], Reference]] = []
+
+    def spy(vlm: VLM, pairs: Any, batch_size: int) -> Reference:
+        reference = reference_scores(vlm, pairs, batch_size)
+        seen.append((pairs, reference))
+        return reference
+
+    monkeypatch.setattr(run_module, "reference_scores", spy)
+    run(recipe, f"lora.enabled={lora}", "lora.r=4", "trainer.learning_rate=1e-2")
+    ((stage2_pairs, reference),) = seen
+
+    first = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"][0]
+    assert first["step"] == 1
+    # Δ = 0 for every pair: no reward on either side, and the loss is log 2.
+    assert first["rewards/chosen"] == pytest.approx(0, abs=1e-5)
+    assert first["rewards/rejected"] == pytest.approx(0, abs=1e-5)
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-5)
+
+    # And the reference is far from the base, so the test above can fail.
+    base = reference_scores(load_vlm(tiny_model_folder), stage2_pairs, 4)
+    assert (base.chosen.logp - reference.chosen.logp).abs().max() > 0.1
+    stage1 = reference_scores(load_vlm(tmp_path / "out" / "stage1"), stage2_pairs, 4)
+    torch.testing.assert_close(stage1.chosen.logp, reference.chosen.logp, atol=1e-4, rtol=0)
+    torch.testing.assert_close(stage1.rejected.logp, reference.rejected.logp, atol=1e-4, rtol=0)
+
+
+def test_a_lora_checkpoint_is_an_adapter_that_plain_peft_loads(
+    run: Callable[..., dict[str, Any]], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    run("dpo", "lora.enabled=true", "lora.r=4")
+    out = tmp_path / "out"
+    assert (out / "adapter_model.safetensors").is_file()
+    assert not (out / "model.safetensors").exists()
+    names = load_file(out / "adapter_model.safetensors")
+    assert not any("visual" in name for name in names)
+    base = AutoModelForImageTextToText.from_pretrained(tiny_model_folder)
+    PeftModel.from_pretrained(base, out)
+    assert load_vlm(out).processor is not None
+
+
+def test_auto_cooling_is_mean_and_spread_of_the_reference(
+    run: Callable[..., dict[str, Any]], pairs: Path, tmp_path: Path
+) -> None:
+    record = run("cw-dpo")
+    cooling = record["stages"]["stage2"]["cooling"]
+    vlm = load_vlm(tmp_path / "out" / "stage1")
+    everything = read_pairs(pairs / "pairs.jsonl").pairs
+    _, second = run_module.split_stages(everything, 0.75, 42)
+    confidence = reference_scores(vlm, second, 4).rejected.mean_logp
+    assert cooling["floor"] == pytest.approx(confidence.mean().item(), abs=1e-4)
+    assert cooling["tau"] == pytest.approx(confidence.std(correction=0).item(), abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    for output, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("dpo", f"trainer.seed={seed}", "trainer.max_steps=2", output=output)
+    a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+class _Interrupted(Exception):
+    """Stands for the moment at which a run is cut off."""
+
+
+@pytest.mark.parametrize("moment", [("stage1", 3), ("stage2", 1), ("stage2", 3)])
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    moment: tuple[str, int], run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    longer = "trainer.num_train_epochs=2"
+    whole = run("cw-dpo", longer, output="whole")
+
+    def cut(stage: str, step: int, last: int, loss: float | None) -> None:
+        if (stage, step) == moment:
+            raise _Interrupted
+
+    with pytest.raises(_Interrupted):
+        run("cw-dpo", longer, output="cut", report=cut)
+    with pytest.raises(UserError, match="--resume"):
+        run("cw-dpo", longer, output="cut")
+    resumed = run("cw-dpo", longer, output="cut", resume=True)
+    assert resumed["stages"]["stage2"]["cooling"] == whole["stages"]["stage2"]["cooling"]
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=0, rtol=0)
+    tables = [pd.read_parquet(tmp_path / name / "dynamics.parquet") for name in ("whole", "cut")]
+    pd.testing.assert_frame_equal(*tables)
+    # A finished run is left as it is.
+    assert run("cw-dpo", longer, output="cut", resume=True) == resumed
+
+
+def test_a_folder_of_another_run_is_not_resumed(
+    run: Callable[..., dict[str, Any]], pairs: Path, tmp_path: Path
+) -> None:
+    run("sft", "trainer.max_steps=1")
+    for recipe, overrides, words in [
+        ("dpo", [], "recipe"),
+        ("sft", ["trainer.seed=5"], "seed"),
+        ("sft", ["trainer.max_steps=2"], "other values"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            run(recipe, "trainer.max_steps=1", *overrides, resume=True)
+    other = tmp_path / "other.jsonl"
+    row = json.loads((pairs / "pairs.jsonl").read_text().splitlines()[0])
+    other.write_text(json.dumps({**row, "images": []}))
+    with pytest.raises(UserError, match="other data"):
+        run("sft", "trainer.max_steps=1", resume=True, data=other)
+
+
+def test_a_folder_with_other_files_is_refused(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="holds other files"):
+        run("sft")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_loss_that_is_not_finite_names_step_and_pairs(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+ on the pairs pair-"):
+        run(
+            "sft",
+            "trainer.learning_rate=1e30",
+            "trainer.max_grad_norm=0",
+            "trainer.lr_scheduler_type=constant",
+            "dynamics.every=1000",
+        )
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_start_with_broken_weights_is_said_before_training(
+    run: Callable[..., dict[str, Any]], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    vlm = load_vlm(tiny_model_folder)
+    with torch.no_grad():
+        next(vlm.model.model.language_model.layers[0].parameters()).fill_(float("nan"))
+    vlm.model.save_pretrained(tmp_path / "nan")
+    vlm.processor.save_pretrained(tmp_path / "nan")
+    with pytest.raises(UserError, match="not finite on the probe pairs"):
+        run("sft", model=tmp_path / "nan")
+
+
+def test_a_broken_image_inside_names_the_row(
+    run: Callable[..., dict[str, Any]], pairs: Path, tmp_path: Path
+) -> None:
+    """A picture whose header is whole and whose pixels are cut off is found when it is opened."""
+    whole = (pairs / "3.png").read_bytes()
+    rows = [json.loads(line) for line in (pairs / "pairs.jsonl").read_text().splitlines()[:4]]
+    for i, row in enumerate(rows):
+        (tmp_path / f"{i}.png").write_bytes(whole if i != 2 else whole[: len(whole) // 2])
+        row["images"] = [f"{i}.png"]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"pairs\.jsonl: line 3.*2\.png is broken"):
+        run("sft", data=data)
+
+
+def test_too_few_pairs_for_two_stages_or_for_a_probe(
+    run: Callable[..., dict[str, Any]], pairs: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    line = (pairs / "pairs.jsonl").read_text().splitlines()[0]
+    data = tmp_path / "one.jsonl"
+    data.write_text(json.dumps({**json.loads(line), "images": []}))
+    with pytest.raises(UserError, match="two stages"):
+        run("cw-dpo", data=data)
+    with pytest.raises(UserError, match="--probe"):
+        train(
+            load_recipe("sft", SMALL),
+            model=str(tiny_model_folder),
+            data=data,
+            output=tmp_path / "o",
+        )
+
+
+def test_a_trainer_value_of_the_wrong_kind_is_named(run: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match="no-such-schedule"):
+        run("sft", "trainer.lr_scheduler_type=no-such-schedule")
