@@ -1,0 +1,119 @@
+"""MMBench v1.1 dev in its circular form: a question counts when every order of its options is
+answered rightly (Liu et al., ECCV 2024).
+
+Layout: `mmbench/MMBench_DEV_EN_V11.tsv` with base64 images and options A to D, some empty. The
+file's own circular copies (index + 1,000,000 · n) are left out: the orders are made here, so that
+files with and without them give the same rows. The prompt is lmms-eval's (task `mmbench_en_dev`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from string import ascii_uppercase
+
+import pandas as pd
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate.mmmu import MULTIPLE_CHOICE, lettered
+from cwdpo_bench.evaluate.samples import ChoiceSample
+
+TSV = Path("mmbench/MMBench_DEV_EN_V11.tsv")
+_LETTERS = "ABCDE"
+_REQUIRED = ("index", "question", "hint", "A", "B", "answer", "category", "l2-category", "image")
+_CIRCULAR_STEP = 1_000_000
+_LONGEST_INDEX = 16
+"""An image text of at most so many digits is another row's index: no image is so short."""
+
+
+def mmbench_prompt(question: str, options: Sequence[str], hint: str | None = None) -> str:
+    """The text of a question as lmms-eval writes it, the options lettered from A."""
+    lines = lettered(options)
+    start = f"{hint} {question}" if hint else question
+    instruction = "Answer with the option's letter from the given choices directly."
+    return f"{start} There are several options:\n{lines}\n\n{instruction}"
+
+
+def load_mmbench(root: Path) -> list[ChoiceSample]:
+    """All cyclic orders of every question; rows of one question share a cluster.
+
+    Raises:
+        UserError: the file is missing or a row is not in the official form.
+    """
+    path = root / TSV
+    table = _read(path)
+    images = dict(zip(table["index"], table["image"], strict=True))
+    samples: list[ChoiceSample] = []
+    for row in table.to_dict("records"):
+        index = row["index"]
+        if _base_index(index) != index and _base_index(index) in images:
+            continue
+        samples.extend(_orders(row, _image(index, images, path), path))
+    if not samples:
+        raise UserError(f"{path}: no rows")
+    return samples
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        # Without keep_default_na an option that reads "None" or "NA" would become an empty one.
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a tab-separated table ({error})") from error
+    table = table.rename(columns=lambda name: name if name in _LETTERS else name.lower())
+    missing = [column for column in _REQUIRED if column not in table]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(map(repr, missing))}")
+    doubled = table["index"][table["index"].duplicated()]
+    if len(doubled):
+        raise UserError(f"{path}: index {doubled.iloc[0]!r} is doubled; every row needs its own")
+    for line, index in enumerate(table["index"]):
+        if not index.isdigit():
+            raise UserError(f"{path}: row {line}: index {index!r} is not a whole number")
+    return table
+
+
+def _base_index(index: str) -> str:
+    return str(int(index) % _CIRCULAR_STEP)
+
+
+def _image(index: str, images: dict[str, str], path: Path) -> str:
+    """The row's base64 text, looked up where the column holds another row's index."""
+    text = images[index]
+    if len(text) <= _LONGEST_INDEX and text.isdigit():
+        if text not in images:
+            raise UserError(f"{path}: index {index}: the image is that of row {text}, not there")
+        text = images[text]
+    if not text or (len(text) <= _LONGEST_INDEX and text.isdigit()):
+        raise UserError(f"{path}: index {index}: no image")
+    return text
+
+
+def _orders(row: dict[str, str], image: str, path: Path) -> Iterator[ChoiceSample]:
+    index = row["index"]
+    where = f"{path}: index {index}"
+    # lmms-eval's export writes an empty cell as "nan".
+    columns = [c for c in _LETTERS if c in row and row[c] not in ("", "nan")]
+    if not row["answer"]:
+        raise UserError(f"{where}: no answer; the test split's are hidden, use the dev file")
+    if row["answer"] not in columns:
+        raise UserError(f"{where}: answer {row['answer']!r} names no option; known: {columns}")
+    if len(columns) < 2:
+        raise UserError(f"{where}: a question needs two options or more")
+    hint = row["hint"] if row["hint"] not in ("", "nan") else None
+    gold = columns.index(row["answer"])
+    for shift in range(len(columns)):
+        options = tuple(row[c] for c in columns[shift:] + columns[:shift])
+        yield ChoiceSample(
+            id=f"{index}-{shift}",
+            cluster=index,
+            groups=tuple(dict.fromkeys((row["category"], row["l2-category"]))),
+            prompt=mmbench_prompt(row["question"], options, hint),
+            images=(image,),
+            question_type=MULTIPLE_CHOICE,
+            options=options,
+            gold=ascii_uppercase[(gold - shift) % len(columns)],
+            shift=shift,
+        )
