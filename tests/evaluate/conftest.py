@@ -135,8 +135,17 @@ def _write_mmbench(root: Path) -> None:
 
 @pytest.fixture
 def data_root(tmp_path: Path) -> Path:
-    """A data root with a few samples of all five benchmarks."""
-    root = tmp_path / "data"
+    """A data root with a few samples of all five benchmarks, to be spoilt at will."""
+    return _write_all(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def data_root_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for tests that only read it."""
+    return _write_all(tmp_path_factory.mktemp("data"))
+
+
+def _write_all(root: Path) -> Path:
     for write in (_write_coco, _write_flickr30k, _write_nocaps, _write_mmmu, _write_mmbench):
         write(root)
     return root

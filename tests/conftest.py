@@ -1,0 +1,19 @@
+"""What several rooms' tests share: a saved tiny model, built once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cwdpo_bench.demo.tiny import build_tiny_vlm
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Qwen2.5-VL of the demo's size, saved with its processor."""
+    folder = tmp_path_factory.mktemp("tiny-vlm")
+    model, processor = build_tiny_vlm(seed=0)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -1,0 +1,169 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate import engine
+from cwdpo_bench.evaluate.coco import load_coco
+from cwdpo_bench.evaluate.engine import answer_captions, answer_choices
+from cwdpo_bench.evaluate.mmbench import load_mmbench
+from cwdpo_bench.evaluate.mmmu import load_mmmu
+from cwdpo_bench.vlm import load_vlm
+
+
+@pytest.fixture(scope="module")
+def vlm(tiny_model_folder):
+    return load_vlm(tiny_model_folder)
+
+
+def test_a_caption_comes_with_statistics_of_every_reference_token(vlm, data_root):
+    samples = load_coco(data_root)
+
+    answers = answer_captions(vlm, samples, data_root, max_new_tokens=3, batch_size=2)
+
+    for sample, answer in zip(samples, answers, strict=True):
+        tokens = vlm.tokenizer(sample.references[0], add_special_tokens=False)["input_ids"]
+        scores = answer.reference_scores
+        assert len(scores.logps) == len(tokens) + 1  # the end of the turn counts
+        assert (scores.entropies <= math.log(len(vlm.tokenizer)) + 1e-4).all()
+        assert scores.tv is None
+
+
+def test_a_model_does_not_shift_from_itself(vlm, data_root):
+    samples = load_coco(data_root)
+
+    answers = answer_captions(
+        vlm, samples, data_root, max_new_tokens=1, batch_size=4, reference=vlm
+    )
+
+    assert all(np.abs(a.reference_scores.tv).max() < 1e-5 for a in answers)
+
+
+def test_answers_do_not_depend_on_batch_or_chunk(vlm, data_root, monkeypatch):
+    samples = [*load_mmmu(data_root), *load_mmbench(data_root)]
+    whole = answer_choices(vlm, samples, data_root, max_new_tokens=2, batch_size=16)
+    monkeypatch.setattr(engine, "CHUNK_PIXELS", 1)
+
+    single = answer_choices(vlm, samples, data_root, max_new_tokens=2, batch_size=1)
+
+    for a, b in zip(whole, single, strict=True):
+        assert a.text == b.text
+        if a.option_log_probabilities is not None:
+            np.testing.assert_allclose(
+                a.option_log_probabilities, b.option_log_probabilities, atol=1e-4
+            )
+
+
+def test_every_option_gets_a_log_probability_and_an_open_question_none(vlm, data_root):
+    samples = load_mmmu(data_root)
+
+    answers = answer_choices(vlm, samples, data_root, max_new_tokens=2, batch_size=4)
+
+    lengths = [
+        None if a.option_log_probabilities is None else len(a.option_log_probabilities)
+        for a in answers
+    ]
+    assert lengths == [3, 2, None, 2]
+
+
+def test_progress_counts_every_sample(vlm, data_root):
+    done = []
+
+    answer_choices(
+        vlm,
+        load_mmbench(data_root),
+        data_root,
+        max_new_tokens=1,
+        batch_size=1,
+        progress=done.append,
+    )
+
+    assert sum(done) == 5
+    assert len(done) > 1
+
+
+def test_a_real_photograph_is_captioned(vlm, data_root, tmp_path):
+    Image.fromarray(load_sample_images().images[0]).save(tmp_path / "china.jpg")
+    sample = replace(load_coco(data_root)[0], image=Path("china.jpg"))
+
+    (answer,) = answer_captions(vlm, [sample], tmp_path, max_new_tokens=4, batch_size=1)
+
+    assert isinstance(answer.text, str)
+    assert np.isfinite(answer.reference_scores.logps).all()
+
+
+def test_a_model_with_nan_weights_is_refused_with_model_and_sample(tiny_model_folder, data_root):
+    broken = load_vlm(tiny_model_folder)
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight.fill_(float("nan"))
+
+    with pytest.raises(UserError, match=r"tiny-vlm.*sample '101' is not a finite number"):
+        answer_captions(broken, load_coco(data_root), data_root, max_new_tokens=1, batch_size=4)
+    with pytest.raises(UserError, match=r"tiny-vlm.*sample '7-0' is not a finite number"):
+        answer_choices(broken, load_mmbench(data_root), data_root, max_new_tokens=1, batch_size=4)
+
+
+def _remove(path):
+    path.unlink()
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+def _cut_short(path):
+    Image.effect_noise((60, 60), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:600])
+
+
+def _bomb(path):
+    """A few kilobytes that unfold to 81 million pixels."""
+    Image.new("1", (9000, 9000)).save(path, "PNG")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_remove, "does not exist"),
+        (_empty, "is broken"),
+        (_cut_short, "is broken"),
+        (_bomb, "9000x9000 pixels, more than the limit"),
+    ],
+)
+def test_a_bad_image_names_sample_and_file(vlm, data_root, spoil, message):
+    samples = load_coco(data_root)
+    spoil(data_root / samples[1].image)
+
+    with pytest.raises(UserError, match=rf"sample 102: image .*000000000002\.jpg.*{message}"):
+        answer_captions(vlm, samples, data_root, max_new_tokens=1, batch_size=4)
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd"])
+def test_an_image_path_that_leaves_the_root_is_refused(vlm, data_root, path):
+    sample = replace(load_coco(data_root)[0], image=Path(path))
+
+    with pytest.raises(UserError, match=r"sample 101: image path .* leaves the data folder"):
+        answer_captions(vlm, [sample], data_root, max_new_tokens=1, batch_size=1)
+
+
+def test_a_link_out_of_the_root_is_refused(vlm, data_root, tmp_path):
+    outside = tmp_path / "outside.png"
+    Image.new("RGB", (8, 8)).save(outside)
+    (data_root / "link.png").symlink_to(outside)
+    sample = replace(load_coco(data_root)[0], image=Path("link.png"))
+
+    with pytest.raises(UserError, match="leaves the data folder"):
+        answer_captions(vlm, [sample], data_root, max_new_tokens=1, batch_size=1)
+
+
+def test_broken_base64_names_the_sample(vlm, data_root):
+    sample = replace(load_mmbench(data_root)[0], images=("not base64!",))
+
+    with pytest.raises(UserError, match="sample 7-0: the image is not base64"):
+        answer_choices(vlm, [sample], data_root, max_new_tokens=1, batch_size=1)
