@@ -1,4 +1,4 @@
-"""What a benchmark is made of, before any model has answered: captions to write, questions to answer.
+"""What a benchmark is made of before any model has answered: images to caption, questions.
 
 Images stay undecoded until an engine opens them, so that a whole benchmark fits in memory.
 """

@@ -1,0 +1,124 @@
+"""Answered questions as rows: what the reply says, if that is right, and the options' odds."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from cwdpo_bench.evaluate.answers import (
+    is_open_answer,
+    parse_mmbench_choice,
+    parse_mmmu_choice,
+    parse_mmmu_open,
+)
+from cwdpo_bench.evaluate.samples import ChoiceSample
+
+MULTIPLE_CHOICE = "multiple-choice"
+OPEN = "open"
+
+Rules = Literal["mmmu", "mmbench"]
+PARSERS: dict[Rules, Callable[[str, Mapping[str, str]], str | None]] = {
+    "mmmu": parse_mmmu_choice,
+    "mmbench": parse_mmbench_choice,
+}
+
+OFFICIAL_SEED = 42
+"""MMMU's code seeds its guesses once, before the first subject."""
+
+
+def choice_rows(
+    samples: Sequence[ChoiceSample],
+    replies: Sequence[str],
+    option_log_probabilities: Sequence[np.ndarray | None] | None = None,
+    *,
+    rules: Rules,
+    parse_failures: Literal["wrong", "random"] = "wrong",
+) -> pd.DataFrame:
+    """The rows of `samples/TASK.parquet` for choices, in the order of the samples.
+
+    Args:
+        samples: the questions; the circular orders of one share a cluster.
+        replies: what the model said to each.
+        option_log_probabilities: log p of each option's letter over the whole vocabulary, in the
+            order of the options; None for an open question, None in all where nothing is known.
+        rules: whose parser reads the replies.
+        parse_failures: a multiple-choice reply that names no letter is wrong, or becomes the guess
+            that MMMU's code draws (which depends on the order of the samples). Its `parsed` is null
+            either way.
+
+    Returns:
+        `id`, `cluster`, `groups`, `prompt`, `prediction`, `question_type`, `options`, `gold`,
+        `parsed`, `correct`; with log-probabilities `option_log_probabilities` and `option_correct`,
+        null for open questions; `shift` where there are circular orders.
+    """
+    guesses = random.Random(OFFICIAL_SEED) if parse_failures == "random" else None
+    judged = [
+        _judge(sample, reply, rules, guesses)
+        for sample, reply in zip(samples, replies, strict=True)
+    ]
+    rows = pd.DataFrame(
+        {
+            "id": [sample.id for sample in samples],
+            "cluster": [sample.cluster for sample in samples],
+            "groups": [list(sample.groups) for sample in samples],
+            "prompt": [sample.prompt for sample in samples],
+            "prediction": list(replies),
+            "question_type": [sample.question_type for sample in samples],
+            "options": [list(sample.options) for sample in samples],
+            "gold": [sample.gold for sample in samples],
+            "parsed": pd.Series([parsed for parsed, _ in judged], dtype=object),
+            "correct": [correct for _, correct in judged],
+        }
+    )
+    if option_log_probabilities is not None:
+        known = _of_choices(samples, option_log_probabilities)
+        rows["option_log_probabilities"] = _objects(
+            None if logps is None else [float(x) for x in logps] for logps in known
+        )
+        rows["option_correct"] = _objects(
+            None if logps is None else sample.letters[int(np.argmax(logps))] == sample.gold
+            for sample, logps in zip(samples, known, strict=True)
+        )
+    if any(sample.shift for sample in samples):
+        rows["shift"] = [sample.shift for sample in samples]
+    return rows
+
+
+def _judge(
+    sample: ChoiceSample, reply: str, rules: Rules, guesses: random.Random | None
+) -> tuple[str | None, bool]:
+    """What the reply says (null where it can't be parsed) and whether that is right."""
+    if sample.question_type != MULTIPLE_CHOICE:
+        answers = parse_mmmu_open(reply)
+        if answers is None:
+            return None, False
+        return json.dumps(answers, ensure_ascii=False), is_open_answer(answers, sample.gold)
+    letter = PARSERS[rules](reply, dict(zip(sample.letters, sample.options, strict=True)))
+    if letter is None and guesses is not None:
+        return None, guesses.choice(sample.letters) == sample.gold
+    return letter, letter == sample.gold
+
+
+def _of_choices(
+    samples: Sequence[ChoiceSample], log_probabilities: Sequence[np.ndarray | None]
+) -> list[np.ndarray | None]:
+    """The log-probabilities of the questions that have options; each must have one an option."""
+    known = []
+    for sample, logps in zip(samples, log_probabilities, strict=True):
+        of_options = logps if sample.question_type == MULTIPLE_CHOICE else None
+        if of_options is not None and len(of_options) != len(sample.options):
+            raise ValueError(
+                f"sample {sample.id}: {len(of_options)} log-probabilities for "
+                f"{len(sample.options)} options"
+            )
+        known.append(of_options)
+    return known
+
+
+def _objects(values: Iterable[object]) -> pd.Series:
+    return pd.Series(list(values), dtype=object)
