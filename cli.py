@@ -11,12 +11,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from cwdpo_bench.leaderboards import Comparison
 
 app = typer.Typer(
     name="cwdpo-bench",
@@ -76,7 +80,7 @@ def demo(
     smoke: Annotated[bool, typer.Option(help="Fewer of everything, under two minutes.")] = False,
 ) -> None:
     """Train the systems on a tiny model, score them on five benchmarks, compare; offline."""
-    _quiet()
+    quiet_libraries()
     from cwdpo_bench.demo.command import run_demo
 
     run_demo(output, seed=seed, smoke=smoke)
@@ -96,7 +100,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a model on preference pairs with a recipe."""
-    _quiet()
+    quiet_libraries()
     from cwdpo_bench.progress import TrainProgress
     from cwdpo_bench.train.recipe import load_recipe
     from cwdpo_bench.train.run import train as run_training
@@ -139,7 +143,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Score a checkpoint on the benchmarks, with calibration."""
-    _quiet()
+    quiet_libraries()
     from cwdpo_bench.evaluate.run import run_tasks
 
     folder = run_tasks(
@@ -187,14 +191,13 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare runs pairwise: difference, interval, p."""
-    from cwdpo_bench.leaderboards.compare import compare_runs
-    from cwdpo_bench.leaderboards.table import print_comparison, to_json
+    from cwdpo_bench.leaderboards import compare_runs, to_json
 
     comparison = compare_runs(runs, baseline=baseline)
     if as_json:
-        print(to_json(comparison))
+        print(json.dumps(to_json(comparison), indent=2, ensure_ascii=False))
     else:
-        print_comparison(comparison)
+        _show(comparison)
 
 
 @app.command()
@@ -207,30 +210,30 @@ def leaderboard(
     ] = False,
 ) -> None:
     """Export a comparison as a table."""
-    from cwdpo_bench.leaderboards.compare import compare_runs
-    from cwdpo_bench.leaderboards.markdown import write_markdown
+    from cwdpo_bench.files import write_text
+    from cwdpo_bench.leaderboards import compare_runs, to_markdown
 
     if output_format != "markdown":
         raise UserError(f"--format {output_format!r}: known: markdown")
-    write_markdown(compare_runs(runs), output, published=published)
+    write_text(output, to_markdown(compare_runs(runs), with_published=published))
     print(output)
+
+
+def _show(comparison: Comparison) -> None:
+    from rich.console import Console
+
+    from cwdpo_bench.leaderboards import render
+
+    Console().print(render(comparison))
 
 
 def _show_run(results: dict[str, Any], output: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(results, indent=2, ensure_ascii=False))
         return
-    from cwdpo_bench.leaderboards.compare import compare_runs
-    from cwdpo_bench.leaderboards.table import print_comparison
+    from cwdpo_bench.leaderboards import compare_runs
 
-    print_comparison(compare_runs([output]))
-
-
-def _quiet() -> None:
-    """Keep the libraries' own chatter out of the progress display."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _show(compare_runs([output]))
 
 
 def _model_path(model: str) -> str:

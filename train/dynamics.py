@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from cwdpo_bench.calibration import ece
+from cwdpo_bench.calibration.plots import save_figure
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_with
 from cwdpo_bench.train.data import Pair
@@ -215,4 +216,4 @@ def plot_dynamics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.set_title(label)
         axes.legend(fontsize="small")
     figure.suptitle(title)
-    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    save_figure(figure, path)
