@@ -16,10 +16,7 @@ from cwdpo_bench.evaluate.answers import (
     parse_mmmu_choice,
     parse_mmmu_open,
 )
-from cwdpo_bench.evaluate.samples import ChoiceSample
-
-MULTIPLE_CHOICE = "multiple-choice"
-OPEN = "open"
+from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE, ChoiceSample
 
 Rules = Literal["mmmu", "mmbench"]
 PARSERS: dict[Rules, Callable[[str, Mapping[str, str]], str | None]] = {
@@ -87,6 +84,19 @@ def choice_rows(
     if any(sample.shift for sample in samples):
         rows["shift"] = [sample.shift for sample in samples]
     return rows
+
+
+def failure_warnings(rows: pd.DataFrame) -> list[str]:
+    """A line that says how many replies could not be parsed, and what became of them."""
+    failed = rows["parsed"].isna()
+    if not failed.any():
+        return []
+    guessed = int((failed & rows["correct"]).sum())
+    first = rows["id"][failed].iloc[0]
+    fate = f"{guessed} count as right by a guess, the others" if guessed else "they count"
+    return [
+        f"{failed.sum()} of {len(rows)} replies could not be parsed (first: {first}); {fate} as wrong"
+    ]
 
 
 def _judge(

@@ -12,6 +12,9 @@ from string import ascii_uppercase
 ImageSource = Path | bytes | str
 """A file (relative to the data root), its encoded bytes, or base64 text."""
 
+MULTIPLE_CHOICE = "multiple-choice"
+OPEN = "open"
+
 
 @dataclass(frozen=True)
 class CaptionSample:
@@ -46,7 +49,7 @@ class ChoiceSample:
         cluster: what the bootstrap draws as a whole; circular shifts of one question share it.
         images: the pictures in the order in which the prompt speaks of them.
         prompt: the text of the user's turn, options included.
-        question_type: `multiple-choice` or `open`.
+        question_type: `MULTIPLE_CHOICE` or `OPEN`.
         options: their texts in the order shown, A first; empty for an open question.
         gold: the right letter; for an open question the answer, or the text of a Python list of
             several accepted ones, as MMMU writes it.
