@@ -339,7 +339,7 @@ def _groups(holders: Mapping[str, RunFolder], task: str) -> dict[str, dict[str, 
         for group, summary in run.results["tasks"][task]["groups"].items():
             values = {name: float(m["value"]) for name, m in summary["metrics"].items()}
             groups.setdefault(group, {})[system] = values
-    return groups
+    return dict(sorted(groups.items()))
 
 
 # --- signatures and notes ------------------------------------------------------------------------

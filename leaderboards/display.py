@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from cwdpo_bench.leaderboards.compare import Comparison, Score, TaskComparison
 
 MARKS = {"better": "▲", "worse": "▼", "higher": "↑", "lower": "↓", "same": "="}
@@ -46,9 +44,17 @@ def interval(metric: str, ends: tuple[float, float], *, signed: bool = False) ->
     return f"[{low}, {high}]"
 
 
+def group_metric(task: TaskComparison) -> str | None:
+    """The metric that is shown by group: the task's headline; None where nothing is grouped."""
+    found = {name for group in task.groups.values() for row in group.values() for name in row}
+    return next((name for name in HEADLINES if name in found), None)
+
+
 def p_value(p: float) -> str:
-    """Three decimals; below a thousandth it says so."""
-    return "<.001" if p < 0.001 else f"{math.floor(p * 1000 + 0.5) / 1000:.3f}".lstrip("0")
+    """Three decimals; `<.001` below that, `1` where it rounds to 1."""
+    if p < 0.001:
+        return "<.001"
+    return f"{p:.3f}".removeprefix("0") if p < 0.9995 else "1"
 
 
 def label(metric: str, higher_is_better: bool | None) -> str:
@@ -73,17 +79,20 @@ def metric_groups(task: TaskComparison) -> dict[str, list[str]]:
     quality = [name for name in task.metrics if name in QUALITY]
     rest = [name for name in task.metrics if name not in QUALITY]
     captions = any(name in ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L", "SPICE") for name in quality)
-    named = {"captions" if captions else "choices": quality, "calibration and confidence": rest}
+    named = {"captions" if captions else "choices": quality, "calibration": rest}
     return {title: names for title, names in named.items() if names}
 
 
-def overview(comparison: Comparison) -> list[tuple[TaskComparison, str]]:
-    """The columns of the overview: each task's first headline, then each one's calibration."""
-    columns = []
-    for headlines in (HEADLINES, CALIBRATION_HEADLINES):
-        for task in comparison.tasks:
-            columns += [(task, name) for name in headlines if name in task.metrics][:1]
-    return columns
+def overview(comparison: Comparison) -> dict[str, list[tuple[TaskComparison, str]]]:
+    """The columns of the overview by title: one headline a task, then one of its calibration."""
+    return {
+        title: [
+            (task, next(name for name in headlines if name in task.metrics))
+            for task in comparison.tasks
+            if any(name in task.metrics for name in headlines)
+        ]
+        for title, headlines in (("Scores", HEADLINES), ("Calibration", CALIBRATION_HEADLINES))
+    }
 
 
 def plain(text: str) -> str:

@@ -5,6 +5,7 @@ Published figures are a block of their own under a heading that says so, below e
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -13,6 +14,7 @@ from cwdpo_bench.leaderboards.compare import Comparison, Score, TaskComparison
 from cwdpo_bench.leaderboards.display import (
     DASH,
     caption,
+    group_metric,
     interval,
     label,
     legend,
@@ -42,7 +44,8 @@ def to_markdown(
     Args:
         comparison: what `compare_runs` gave.
         with_published: also the figures of SPEC 5, set apart.
-        dynamics: learning dynamics at the end of training: system → column → number.
+        dynamics: learning dynamics at the end of training: system → column → number; a missing
+            or undefined one is a dash.
         title: of the document.
     """
     blocks = [f"# {escape(title)}", _overview(comparison)]
@@ -64,7 +67,7 @@ def escape(text: str) -> str:
 
 
 def _overview(comparison: Comparison) -> str:
-    columns = overview(comparison)
+    columns = [column for part in overview(comparison).values() for column in part]
     headings = [f"{escape(task.name)} {escape(metric)}" for task, metric in columns]
     rows = [
         [_system_name(comparison, system.name)]
@@ -83,8 +86,9 @@ def _task_tables(comparison: Comparison, task: TaskComparison) -> Iterator[str]:
             for name in names
         ]
         yield f"**{title.capitalize()}**\n\n{_table(['system', *headings], rows)}"
-    if task.groups:
-        yield _groups(comparison, task)
+    grouped = group_metric(task)
+    if grouped is not None:
+        yield _groups(comparison, task, grouped)
     compared = [n for n in names if any(s.difference for s in task.scores.get(n, {}).values())]
     if compared:
         yield _differences(task, compared)
@@ -108,16 +112,14 @@ def _is_best(task: TaskComparison, metric: str, score: Score) -> bool:
     return score.value == (max(values) if task.metrics[metric] else min(values))
 
 
-def _groups(comparison: Comparison, task: TaskComparison) -> str:
-    """One headline metric by group, values only."""
-    shown = {metric for group in task.groups.values() for row in group.values() for metric in row}
-    metric = next(name for name in ("CIDEr", "accuracy", *sorted(shown)) if name in shown)
+def _groups(comparison: Comparison, task: TaskComparison, metric: str) -> str:
+    names = [system.name for system in comparison.systems]
     rows = []
-    for system in comparison.systems:
-        values = [group.get(system.name, {}).get(metric) for group in task.groups.values()]
+    for group, systems in task.groups.items():
+        values = [systems.get(name, {}).get(metric) for name in names]
         cells = [DASH if value is None else number(metric, value) for value in values]
-        rows.append([_system_name(comparison, system.name), *cells])
-    headings = ["system", *(escape(group) for group in task.groups)]
+        rows.append([escape(group), *cells])
+    headings = ["group", *(_system_name(comparison, name) for name in names)]
     return f"**{escape(metric)} by group** (values only)\n\n{_table(headings, rows)}"
 
 
@@ -144,11 +146,17 @@ def _differences(task: TaskComparison, systems: Sequence[str]) -> str:
 def _dynamics(dynamics: Dynamics) -> str:
     columns = list(dict.fromkeys(column for row in dynamics.values() for column in row))
     rows = [
-        [escape(system)] + [f"{row[c] + 0.0:.3f}" if c in row else DASH for c in columns]
+        [escape(system)] + [_three_decimals(row.get(c)) for c in columns]
         for system, row in dynamics.items()
     ]
     headings = ["system", *(escape(column) for column in columns)]
     return f"## Learning dynamics at the end of training\n\n{_table(headings, rows)}"
+
+
+def _three_decimals(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def _reading(comparison: Comparison) -> str:

@@ -7,6 +7,7 @@ model called `[bold]` changes no style.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -17,6 +18,7 @@ from cwdpo_bench.leaderboards.compare import Comparison, Score, TaskComparison
 from cwdpo_bench.leaderboards.display import (
     DASH,
     caption,
+    group_metric,
     interval,
     label,
     legend,
@@ -29,9 +31,14 @@ from cwdpo_bench.leaderboards.display import (
     value_with_mark,
 )
 
+_Item = TypeVar("_Item")
+
 WIDTH = 100
-_LABEL_WIDTH = 19
-_CELL_WIDTH = 18
+_LABEL_WIDTH = 17
+_CELL_WIDTH = 15
+_MAX_GROUPS = 8
+"""More groups (MMMU has 36) are left to markdown and JSON."""
+
 _STYLES = {"▲": "green", "▼": "red"}
 
 
@@ -40,7 +47,7 @@ def render(comparison: Comparison, *, details: bool = True) -> RenderableType:
 
     Tables fit 100 columns; systems beyond those that fit go into a further block.
     """
-    parts: list[RenderableType] = [_overview(comparison)]
+    parts: list[RenderableType] = list(_overview(comparison))
     if details:
         for task in comparison.tasks:
             parts += [Text(), *_task(comparison, task)]
@@ -57,42 +64,61 @@ def render_text(comparison: Comparison, *, details: bool = True, width: int = WI
     return capture.get()
 
 
-def _overview(comparison: Comparison) -> Table:
-    table = _table("Overview", "marks: against the baseline, Holm-adjusted within each task")
-    table.add_column("system", width=_LABEL_WIDTH, overflow="fold")
-    columns = overview(comparison)
-    for task, metric in columns:
-        table.add_column(Text(f"{plain(task.name)}\n{metric}"), justify="right", overflow="fold")
-    for system in comparison.systems:
-        scores = [(m, task.scores.get(system.name, {}).get(m)) for task, m in columns]
-        cells = [Text(DASH) if s is None else _marked(m, s) for m, s in scores]
-        table.add_row(_system_name(comparison, system.name), *cells)
-    return table
+def _overview(comparison: Comparison) -> Iterator[RenderableType]:
+    for title, columns in overview(comparison).items():
+        for part in _parts(columns, _cells_a_row()):
+            table = _table(title)
+            table.add_column("system", width=_LABEL_WIDTH, overflow="fold")
+            for task, metric in part:
+                _add_column(table, Text(f"{plain(task.name)}\n{metric}"))
+            for system in comparison.systems:
+                scores = [(m, task.scores.get(system.name, {}).get(m)) for task, m in part]
+                cells = [Text(DASH) if s is None else _marked(m, s) for m, s in scores]
+                table.add_row(_system_name(comparison, system.name), *cells)
+            yield table
+            yield Text()
 
 
 def _task(comparison: Comparison, task: TaskComparison) -> Iterator[RenderableType]:
-    fitting = (WIDTH - _LABEL_WIDTH - 3) // (_CELL_WIDTH + 2)
     names = [system.name for system in comparison.systems]
     others = [name for name in names if name != comparison.baseline]
-    step = fitting - 1
-    for start in range(0, max(len(others), 1), step):
-        # The baseline leads every block, so that no block has to be read against another.
-        yield _task_block(comparison, task, [comparison.baseline, *others[start : start + step]])
+    # The baseline leads every block, so that no block has to be read against another.
+    for part in _parts(others, _cells_a_row() - 1) or [[]]:
+        yield _task_block(comparison, task, [comparison.baseline, *part])
+    yield Text(caption(task), style="italic")
 
 
 def _task_block(comparison: Comparison, task: TaskComparison, systems: Sequence[str]) -> Table:
-    table = _table(plain(task.name), caption(task))
+    table = _table(plain(task.name))
     table.add_column("metric", width=_LABEL_WIDTH, overflow="fold")
     for name in systems:
-        heading = _system_name(comparison, name)
-        table.add_column(heading, width=_CELL_WIDTH, overflow="fold", justify="right")
+        _add_column(table, _system_name(comparison, name))
     for title, metrics in metric_groups(task).items():
         table.add_row(Text(title, style="bold italic"))
         for metric in metrics:
             scores = [task.scores.get(name, {}).get(metric) for name in systems]
             cells = [Text(DASH) if s is None else _cell(metric, s) for s in scores]
             table.add_row(Text(label(metric, task.metrics[metric])), *cells)
+    grouped = group_metric(task)
+    if grouped is not None and len(task.groups) <= _MAX_GROUPS:
+        table.add_row(Text(f"{grouped} of", style="bold italic"))
+        for group, rows in task.groups.items():
+            values = [rows.get(name, {}).get(grouped) for name in systems]
+            cells = [Text(DASH if v is None else number(grouped, v)) for v in values]
+            table.add_row(Text(plain(group)), *cells)
     return table
+
+
+def _cells_a_row() -> int:
+    return (WIDTH - _LABEL_WIDTH) // (_CELL_WIDTH + 1)
+
+
+def _parts(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _add_column(table: Table, heading: Text) -> None:
+    table.add_column(heading, width=_CELL_WIDTH, overflow="fold", justify="right")
 
 
 def _cell(metric: str, score: Score) -> Text:
@@ -102,8 +128,9 @@ def _cell(metric: str, score: Score) -> Text:
     if score.difference is not None:
         difference = score.difference
         text.append(f"\nΔ {number(metric, difference.value, signed=True)}")
-        text.append(f"  p {p_value(difference.p_holm)}")
-        text.append(f"\n{interval(metric, difference.ci95, signed=True)}", style="dim")
+        text.append(f" p {p_value(difference.p_holm)}")
+        ends = interval(metric, difference.ci95, signed=True).replace(" ", "")
+        text.append(f"\n{ends}", style="dim")
     return text
 
 
@@ -116,13 +143,11 @@ def _system_name(comparison: Comparison, name: str) -> Text:
     return Text(f"{plain(name)}{suffix}")
 
 
-def _table(title: str, caption: str) -> Table:
+def _table(title: str) -> Table:
     return Table(
         title=Text(title, style="bold"),
-        caption=Text(caption),
         title_justify="left",
-        caption_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        pad_edge=False,
+        padding=0,
+        show_edge=False,
     )

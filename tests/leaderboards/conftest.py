@@ -1,3 +1,4 @@
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -80,14 +81,26 @@ def make():
     return SimpleNamespace(choices=choices, captions=captions, task=task, save=save)
 
 
-@pytest.fixture
-def runs(tmp_path):
-    """Three runs on two tasks: `base`, a clearly better one, and a copy of `base`."""
-    folders = []
+@pytest.fixture(scope="session")
+def written_runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
     for name, skill in (("base", 0.4), ("better", 0.8), ("copy", 0.4)):
         tasks = {
             "coco": task(captions(skill)),
             "mmmu": task(choices(skill), "mmmu", split="validation"),
         }
-        folders.append(save(tmp_path / "runs" / name, name, tasks, seed=3))
-    return folders
+        save(root / name, name, tasks, seed=3)
+    return root
+
+
+@pytest.fixture
+def runs(written_runs, tmp_path):
+    """Three runs on two tasks: `base`, a clearly better one, and a copy of `base`."""
+    copied = shutil.copytree(written_runs, tmp_path / "runs")
+    return [copied / name for name in ("base", "better", "copy")]
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    # The floor of 100 draws a difference stays, so verdicts after Holm do too.
+    monkeypatch.setattr("cwdpo_bench.leaderboards.compare.RESAMPLES", 1000)
