@@ -94,9 +94,8 @@ def failure_warnings(rows: pd.DataFrame) -> list[str]:
     guessed = int((failed & rows["correct"]).sum())
     first = rows["id"][failed].iloc[0]
     fate = f"{guessed} count as right by a guess, the others" if guessed else "they count"
-    return [
-        f"{failed.sum()} of {len(rows)} replies could not be parsed (first: {first}); {fate} as wrong"
-    ]
+    what = f"{failed.sum()} of {len(rows)} replies could not be parsed (first: {first})"
+    return [f"{what}; {fate} as wrong"]
 
 
 def _judge(
