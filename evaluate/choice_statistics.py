@@ -1,7 +1,7 @@
 """Scores of choices from per-question columns: accuracies, and the calibration of the options.
 
-Sources: Liu et al., MMBench (ECCV 2024) for circular accuracy; Geifman and El-Yaniv (NeurIPS 2017)
-for AURC; Brier (1950) in its form for several classes, the one of scikit-learn.
+Sources: Liu et al., MMBench (ECCV 2024) for circular accuracy; Brier (1950) in its form for several
+classes; those of the calibration errors and of AURC stand in `cwdpo_bench.calibration`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy.special import digamma, logsumexp
+from scipy.special import logsumexp
 
 from cwdpo_bench.calibration import bin_statistics, equal_mass_index
 from cwdpo_bench.evaluate.sums import (
@@ -20,8 +20,6 @@ from cwdpo_bench.evaluate.sums import (
     column_mean,
     counted,
     present,
-    ratio,
-    ratio_or_zero,
     spread,
 )
 
@@ -131,18 +129,3 @@ def aurc_statistics(samples: pd.DataFrame) -> Floats:
     places = (np.arange(len(confidence)), slice(None), bins - 1 - index)
     statistics[places] = np.column_stack([np.ones(len(confidence)), ~correct])
     return spread(statistics.reshape(len(confidence), 2 * bins), rows)
-
-
-def aurc_of_sums(sums: Floats) -> Floats:
-    """Mean over coverages of the risk of the samples covered so far, most confident first.
-
-    In a bin of c samples at error rate r after N samples with E errors, the expected sum of risks
-    is Σ_{j ≤ c} (E + j·r)/(N + j) = c·r + (E − N·r)(ψ(N + c + 1) − ψ(N + 1)).
-    """
-    counts, errors = np.split(sums, 2, axis=-1)
-    before = np.cumsum(counts, axis=-1) - counts
-    errors_before = np.cumsum(errors, axis=-1) - errors
-    rate = ratio_or_zero(errors, counts)
-    harmonic = digamma(before + counts + 1) - digamma(before + 1)
-    risks = errors + (errors_before - before * rate) * harmonic
-    return ratio(risks.sum(axis=-1), counts.sum(axis=-1))

@@ -15,6 +15,7 @@ from functools import partial
 import pandas as pd
 
 from cwdpo_bench.calibration import (
+    aurc_from_sums,
     ece_debiased_from_sums,
     ece_from_sums,
     equal_mass_index,
@@ -32,7 +33,6 @@ from cwdpo_bench.evaluate.caption_statistics import (
 )
 from cwdpo_bench.evaluate.choice_statistics import (
     Statistics,
-    aurc_of_sums,
     aurc_statistics,
     binned,
     brier,
@@ -128,7 +128,7 @@ METRICS: dict[str, Metric] = {
         _bins("mce", equal_width_index, mce_from_sums),
         _mean("brier", False, _OPTIONS, option_scores(brier)),
         _mean("nll", False, _OPTIONS, option_scores(nll)),
-        Metric("aurc", False, _OPTIONS, aurc_statistics, aurc_of_sums),
+        Metric("aurc", False, _OPTIONS, aurc_statistics, aurc_from_sums),
         Metric(
             "entropy",
             None,
