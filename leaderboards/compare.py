@@ -6,8 +6,7 @@ and the same samples. What else differs (precision, engine, versions) is told in
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,16 +23,13 @@ from cwdpo_bench.leaderboards.paired import (
     holm,
     paired_differences,
 )
+from cwdpo_bench.leaderboards.signatures import check_signature, notes_on
 
 ALPHA = 0.05
 RESAMPLES = 10_000
 SEED = 0
-FEW_CLUSTERS = 30
 STALE = 1e-6
 """Values in results.json and those that follow from the samples may differ by so much."""
-
-MUST_AGREE = ("task", "split", "prompt", "scorer", "parse_failures")
-"""Parts of a task's signature that make it another task; parts beyond these are told in a note."""
 
 Verdict = Literal["better", "worse", "higher", "lower", "same"]
 
@@ -152,7 +148,7 @@ def compare_runs(paths: Sequence[str | Path], baseline: str | Path | None = None
         tasks=tuple(_compare_task(task, runs, base) for task in tasks),
         alpha=ALPHA,
         seed=SEED,
-        notes=tuple(_notes(runs, base, tasks)),
+        notes=tuple(notes_on(runs, base, tasks)),
     )
 
 
@@ -219,7 +215,7 @@ def _compare_task(task: str, runs: Mapping[str, RunFolder], base: str) -> TaskCo
     anchor = base if base in holders else next(iter(holders))
     first = holders[anchor].results["tasks"][task]
     for run in holders.values():
-        _check_signature(task, run, holders[anchor])
+        check_signature(task, run, holders[anchor])
     samples = _aligned_samples(task, holders, anchor)
     scores = {name: _scores(task, run, samples[name]) for name, run in holders.items()}
     metrics = _metrics(holders, task)
@@ -340,64 +336,3 @@ def _groups(holders: Mapping[str, RunFolder], task: str) -> dict[str, dict[str, 
             values = {name: float(m["value"]) for name, m in summary["metrics"].items()}
             groups.setdefault(group, {})[system] = values
     return dict(sorted(groups.items()))
-
-
-# --- signatures and notes ------------------------------------------------------------------------
-
-
-def signature_parts(signature: str) -> dict[str, str]:
-    """The `key:value` parts of a signature, as `evaluate.results.signature_of` joins them."""
-    parts = re.findall(r"(?:\\.|[^|\\])+", signature, re.DOTALL)
-    return {key: value for key, _, value in (part.partition(":") for part in parts)}
-
-
-def _differing(one: str, other: str) -> dict[str, tuple[str, str]]:
-    first, second = signature_parts(one), signature_parts(other)
-    return {
-        key: (first.get(key, "not stated"), second.get(key, "not stated"))
-        for key in dict.fromkeys([*first, *second])
-        if first.get(key) != second.get(key)
-    }
-
-
-def _check_signature(task: str, run: RunFolder, anchor: RunFolder) -> None:
-    own = run.results["tasks"][task]["signature"]
-    differing = _differing(own, anchor.results["tasks"][task]["signature"])
-    grave = {key: pair for key, pair in differing.items() if key in MUST_AGREE}
-    if grave:
-        told = "; ".join(f"{key}: {a!r} against {b!r}" for key, (a, b) in grave.items())
-        raise UserError(
-            f"{task}: {run.path} and {anchor.path} did not do the same task ({told}); "
-            "run both with the same settings, or compare them apart"
-        )
-
-
-def _notes(runs: Mapping[str, RunFolder], base: str, tasks: Iterable[str]) -> list[str]:
-    notes = []
-    for task in tasks:
-        without = [name for name, run in runs.items() if task not in run.results["tasks"]]
-        if without:
-            notes.append(f"{task}: not run by {', '.join(without)}")
-        if base in without:
-            notes.append(f"{task}: no differences, the baseline lacks it")
-    for name, run in runs.items():
-        notes += _setting_notes(name, run, base, runs[base])
-        for task, result in run.results["tasks"].items():
-            notes += [f"{name}, {task}: {warning}" for warning in result["warnings"]]
-            if result["n"] < FEW_CLUSTERS:
-                notes.append(f"{name}, {task}: {result['n']} samples; intervals are rough")
-    return notes
-
-
-def _setting_notes(name: str, run: RunFolder, base: str, anchor: RunFolder) -> list[str]:
-    own, other = run.results, anchor.results
-    pairs = [("", own["signature"], other["signature"])]
-    for task in own["tasks"]:
-        if task in other["tasks"]:
-            signatures = (r["tasks"][task]["signature"] for r in (own, other))
-            pairs.append((f"{task}: ", *signatures))
-    return [
-        f"{place}{name} has {key} {a!r}, {base} has {b!r}"
-        for place, one, two in pairs
-        for key, (a, b) in _differing(one, two).items()
-    ]

@@ -2,12 +2,13 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.leaderboards import compare_runs, to_json
-from cwdpo_bench.leaderboards.compare import signature_parts
+from cwdpo_bench.leaderboards.signatures import signature_parts
 
 
 def scores(comparison, task, system):
@@ -140,6 +141,20 @@ def test_other_settings_are_told_in_a_note(make, runs, tmp_path):
     notes = compare_runs([runs[0], other]).notes
     assert "o has dtype 'bfloat16', base has 'float32'" in notes
     assert "coco: o has max_new_tokens '9', base has 'not stated'" in notes
+
+
+def test_a_warning_is_told_once_with_its_tasks_and_systems(make, tmp_path):
+    folders = []
+    for name, extra in (("a", []), ("b", ["odd replies"])):
+        tasks = {}
+        for task in ("coco", "nocaps"):
+            made = make.task(make.captions(), task)
+            tasks[task] = replace(made, warnings=["SPICE is unavailable", *extra])
+        folders.append(make.save(tmp_path / name, name, tasks))
+    assert compare_runs(folders).notes == (
+        "coco, nocaps: SPICE is unavailable",
+        "coco, nocaps: odd replies (b)",
+    )
 
 
 def test_partly_overlapping_runs_are_refused(make, runs, tmp_path):
