@@ -189,7 +189,7 @@ def _unique_names(runs: Sequence[RunFolder]) -> list[str]:
 def _find_baseline(runs: Mapping[str, RunFolder], baseline: str | Path | None) -> str:
     if baseline is None:
         return next(iter(runs))
-    if baseline in runs:
+    if str(baseline) in runs:
         return str(baseline)
     for name, run in runs.items():
         if run.path.resolve() == Path(baseline).resolve():
