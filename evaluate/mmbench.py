@@ -15,8 +15,8 @@ from string import ascii_uppercase
 import pandas as pd
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.evaluate.mmmu import MULTIPLE_CHOICE, lettered
-from cwdpo_bench.evaluate.samples import ChoiceSample
+from cwdpo_bench.evaluate.mmmu import lettered
+from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE, ChoiceSample
 
 TSV = Path("mmbench/MMBench_DEV_EN_V11.tsv")
 _LETTERS = "ABCDE"
@@ -44,7 +44,8 @@ def load_mmbench(root: Path) -> list[ChoiceSample]:
     table = _read(path)
     images = dict(zip(table["index"], table["image"], strict=True))
     samples: list[ChoiceSample] = []
-    for row in table.to_dict("records"):
+    for cells in table.to_dict("records"):
+        row = {str(column): str(cell) for column, cell in cells.items()}
         index = row["index"]
         if _base_index(index) != index and _base_index(index) in images:
             continue

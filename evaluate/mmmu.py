@@ -18,11 +18,11 @@ from pyarrow import ArrowException
 
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate.answers import DISCIPLINES
+from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE as MULTIPLE_CHOICE
+from cwdpo_bench.evaluate.samples import OPEN as OPEN
 from cwdpo_bench.evaluate.samples import ChoiceSample
 
 FOLDER = Path("mmmu")
-MULTIPLE_CHOICE = "multiple-choice"
-OPEN = "open"
 _COLUMNS = ("id", "question", "options", "answer", "question_type")
 _IMAGE_MARK = re.compile(r"<image (\d+)>")
 _DISCIPLINE_OF = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects}

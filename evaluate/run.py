@@ -1,0 +1,312 @@
+"""The body of `cwdpo-bench run`: a model, some benchmarks and a data root give a run folder.
+
+Everything that can be refused is refused before the model answers anything: unknown tasks, missing
+data, broken annotations, an output folder that holds another run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from cwdpo_bench import __version__
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate.captions import caption_rows, scorer_signature
+from cwdpo_bench.evaluate.choices import Rules, choice_rows, failure_warnings
+from cwdpo_bench.evaluate.engine import (
+    CaptionAnswer,
+    ChoiceAnswer,
+    answer_captions,
+    answer_choices,
+)
+from cwdpo_bench.evaluate.results import (
+    RunFolder,
+    TaskResult,
+    read_run,
+    refuse_other_run,
+    signature_of,
+    write_run,
+)
+from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
+from cwdpo_bench.evaluate.tasks import (
+    TASKS,
+    CaptionTask,
+    ChoiceTask,
+    find_task,
+    first_clusters,
+    refuse_doubled_ids,
+)
+from cwdpo_bench.progress import progress_bar
+from cwdpo_bench.vlm import VLM, load_vlm
+
+_LIBRARIES = ("torch", "transformers", "peft", "numpy", "pandas", "pycocoevalcap")
+
+Scored = tuple[pd.DataFrame, list[str]]
+"""The rows of `samples/TASK.parquet`, and what a reader of the scores must know."""
+
+
+@dataclass(frozen=True)
+class _CaptionJob:
+    task: CaptionTask
+    samples: list[CaptionSample]
+    data_sha256: str
+
+
+@dataclass(frozen=True)
+class _ChoiceJob:
+    task: ChoiceTask
+    samples: list[ChoiceSample]
+    data_sha256: str
+
+
+_Job = _CaptionJob | _ChoiceJob
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What answers: the model, where its images are, and what the captions are compared with."""
+
+    vlm: VLM
+    root: Path
+    batch_size: int
+    reference: VLM | None
+
+
+def run_tasks(
+    model: VLM | str | Path,
+    *,
+    tasks: Sequence[str] | None,
+    data_root: Path,
+    output: Path,
+    model_name: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    reference_model: VLM | str | Path | None = None,
+    trust_remote_code: bool = False,
+    bars: Progress | None = None,
+) -> RunFolder:
+    """Answer and score benchmarks, and write a run folder.
+
+    Args:
+        model: a loaded model, a folder or a Hub id.
+        tasks: names to run; None runs those of the five that the data root holds.
+        data_root: the folder that holds the benchmarks in their public layouts.
+        output: the run folder to write; one of the same run is overwritten.
+        model_name: what the results call the model; by default the name that it was loaded by.
+        limit: only the first so many samples of each task (questions, with all their orders).
+        batch_size: rows a forward.
+        reference_model: where given, captions also get TV and JS between it and the model.
+        trust_remote_code: let the models' own code run.
+        bars: a running display to draw the progress on, for callers that have one.
+
+    Raises:
+        UserError: a task is unknown or named but not there, data or an image are broken, the
+            output folder holds another run, or the model gives no finite log-probabilities.
+    """
+    jobs, missing = _plan(tasks, data_root, limit)
+    load = partial(_load, trust_remote_code=trust_remote_code)
+    reference = None if reference_model is None else load(reference_model)
+    vlm = load(model) if model_name is None else replace(load(model), name=model_name)
+    engine = _Engine(vlm, data_root, batch_size, reference)
+    entry, shared = _model_entry(vlm), signature_of(_shared_parts(vlm))
+    signatures = {job.task.name: signature_of(_task_parts(job, limit, reference)) for job in jobs}
+    refuse_other_run(output, entry, shared, signatures)
+
+    scoring: dict[str, Callable[[], Scored]] = {}
+    results: dict[str, TaskResult] = {}
+    seconds: dict[str, float] = {}
+    with nullcontext(bars) if bars is not None else progress_bar() as display:
+        _say(display, missing)
+        for job in jobs:
+            started = time.monotonic()
+            scoring[job.task.name] = _answer(engine, job, display)
+            seconds[job.task.name] = round(time.monotonic() - started, 1)
+        for name, score in scoring.items():
+            rows, warnings = score()
+            results[name] = TaskResult(rows, signatures[name], warnings)
+            _say(display, [f"{name}: {warning}" for warning in warnings])
+    provenance = {**_provenance(jobs, engine), "not_run": missing, "seconds": seconds}
+    write_run(output, entry, results, provenance, shared)
+    return read_run(output)
+
+
+def _load(model: VLM | str | Path, *, trust_remote_code: bool) -> VLM:
+    if isinstance(model, VLM):
+        return model
+    return load_vlm(model, trust_remote_code=trust_remote_code)
+
+
+def _say(display: Progress, lines: Iterable[str]) -> None:
+    for line in lines:
+        display.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+# --- what to run ---------------------------------------------------------------------------------
+
+
+def _plan(
+    names: Sequence[str] | None, root: Path, limit: int | None
+) -> tuple[list[_Job], list[str]]:
+    """Load the samples of the tasks that can be run, and say which can't.
+
+    A task that the user named must be there; of the default five, those that are.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be 1 or more, not {limit}")
+    if not root.is_dir():
+        folders = ", ".join(f"{name}/" for name in TASKS)
+        raise UserError(f"data root {root}: no such folder; name the one that holds {folders}")
+    chosen = [find_task(name) for name in dict.fromkeys(names or TASKS)]
+    missing = [
+        f"{task.name} is not run: its data are not under {root}; get them: {task.source}"
+        for task in chosen
+        if not task.files(root)
+    ]
+    if missing and (names or len(missing) == len(chosen)):
+        raise UserError("\n".join(missing))
+    return [_job(task, root, limit) for task in chosen if task.files(root)], missing
+
+
+def _job(task: CaptionTask | ChoiceTask, root: Path, limit: int | None) -> _Job:
+    data = _fingerprint(task.files(root))
+    job: _Job
+    if isinstance(task, CaptionTask):
+        job = _CaptionJob(task, first_clusters(task.load(root), limit), data)
+    else:
+        job = _ChoiceJob(task, first_clusters(task.load(root), limit), data)
+    refuse_doubled_ids(job.samples, task.files(root)[0])
+    return job
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def _answer(engine: _Engine, job: _Job, display: Progress) -> Callable[[], Scored]:
+    """Let the model answer all samples; what comes back scores the answers when called."""
+    bar = display.add_task(job.task.name, total=len(job.samples), note="")
+    progress = partial(display.advance, bar)
+    if isinstance(job, _CaptionJob):
+        captions = answer_captions(
+            engine.vlm,
+            job.samples,
+            engine.root,
+            max_new_tokens=job.task.max_new_tokens,
+            batch_size=engine.batch_size,
+            reference=engine.reference,
+            progress=progress,
+        )
+        return partial(_score_captions, job.samples, captions)
+    replies = answer_choices(
+        engine.vlm,
+        job.samples,
+        engine.root,
+        max_new_tokens=job.task.max_new_tokens,
+        batch_size=engine.batch_size,
+        progress=progress,
+    )
+    return partial(_score_choices, job.samples, replies, job.task.rules)
+
+
+def _score_choices(
+    samples: Sequence[ChoiceSample], answers: Sequence[ChoiceAnswer], rules: Rules
+) -> Scored:
+    replies = [answer.text for answer in answers]
+    logps = [answer.option_log_probabilities for answer in answers]
+    empty = sum(not reply for reply in replies)
+    warnings = [f"{empty} of {len(replies)} replies are empty"] if empty else []
+    rows = choice_rows(samples, replies, logps, rules=rules)
+    return rows, [*warnings, *failure_warnings(rows)]
+
+
+def _score_captions(samples: Sequence[CaptionSample], answers: Sequence[CaptionAnswer]) -> Scored:
+    predictions = {s.id: a.text for s, a in zip(samples, answers, strict=True)}
+    rows, warnings = caption_rows(samples, predictions)
+    scores = [answer.reference_scores for answer in answers]
+    columns: dict[str, list[np.ndarray | None]] = {
+        "token_confidences": [score.top1_probabilities for score in scores],
+        "token_correct": [score.top1_correct for score in scores],
+        "token_entropies": [score.entropies for score in scores],
+        "token_tv": [score.tv for score in scores],
+        "token_js": [score.js for score in scores],
+    }
+    for name, arrays in columns.items():
+        # TV and JS are there for all samples or, without a reference model, for none.
+        lists = [array.tolist() for array in arrays if array is not None]
+        if lists:
+            rows[name] = lists
+    return rows, warnings
+
+
+# --- what the run folder says about itself -------------------------------------------------------
+
+
+def _model_entry(vlm: VLM) -> dict[str, Any]:
+    return {
+        "name": vlm.name,
+        "architecture": type(vlm.model).__name__,
+        "parameters": sum(parameter.numel() for parameter in vlm.model.parameters()),
+    }
+
+
+def _shared_parts(vlm: VLM) -> dict[str, object]:
+    """What changes the scores of every task."""
+    images = vlm.processor.image_processor
+    size = ",".join(f"{k}={v}" for k, v in sorted(dict(getattr(images, "size", {})).items()))
+    return {
+        "cwdpo-bench": __version__,
+        "engine": "hf",
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+        "images": f"{type(images).__name__}({size})",
+    }
+
+
+def _task_parts(job: _Job, limit: int | None, reference: VLM | None) -> dict[str, object]:
+    """What changes the scores of this task."""
+    parts: dict[str, object] = {
+        "task": job.task.name,
+        "split": job.task.split,
+        "data": job.data_sha256[:12],
+        "n": len({sample.cluster for sample in job.samples}),
+        "limit": "none" if limit is None else limit,
+        "prompt": hashlib.sha256(job.task.template.encode()).hexdigest()[:12],
+        "max_new_tokens": job.task.max_new_tokens,
+        "decoding": "greedy",
+    }
+    if isinstance(job, _CaptionJob):
+        name = "none" if reference is None else reference.name
+        return {**parts, "scorer": scorer_signature(), "shift_from": name}
+    return {**parts, "rules": job.task.rules, "parse_failures": "wrong"}
+
+
+def _provenance(jobs: Sequence[_Job], engine: _Engine) -> dict[str, Any]:
+    return {
+        "cwdpo-bench": __version__,
+        "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "device": str(engine.vlm.device),
+        "batch_size": engine.batch_size,
+        "data_root": str(engine.root.resolve()),
+        "data_sha256": {job.task.name: job.data_sha256 for job in jobs},
+    }
+
+
+def _fingerprint(files: Sequence[Path]) -> str:
+    """SHA-256 of the annotation files, one behind the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,161 @@
+"""The five benchmarks by name: how each is loaded, prompted and, where missing, got.
+
+To add a benchmark: a module with its loader beside this one, and an entry here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cwdpo_bench.errors import UserError, nearest
+from cwdpo_bench.evaluate import coco, mmbench, mmmu, nocaps
+from cwdpo_bench.evaluate.choices import Rules
+from cwdpo_bench.evaluate.coco import caption_prompt
+from cwdpo_bench.evaluate.mmbench import mmbench_prompt
+from cwdpo_bench.evaluate.mmmu import MULTIPLE_CHOICE, OPEN, mmmu_prompt
+from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
+
+Sample = TypeVar("Sample", CaptionSample, ChoiceSample)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark.
+
+    Attributes:
+        name: as `--tasks` takes it.
+        split: of the data that is read.
+        files: the annotation files that a data root holds; empty where the benchmark is absent.
+        template: the prompt with its variable parts named, for the signature.
+        max_new_tokens: greedy generation stops there.
+        source: how the data are got.
+    """
+
+    name: str
+    split: str
+    files: Callable[[Path], list[Path]]
+    template: str
+    max_new_tokens: int
+    source: str
+
+
+@dataclass(frozen=True)
+class CaptionTask(Task):
+    """A benchmark of images to caption; `load` gives all samples under a data root."""
+
+    load: Callable[[Path], list[CaptionSample]]
+
+
+@dataclass(frozen=True)
+class ChoiceTask(Task):
+    """A benchmark of questions; `rules` names the parser that reads the replies."""
+
+    load: Callable[[Path], list[ChoiceSample]]
+    rules: Rules
+
+
+def _only(relative: Path) -> Callable[[Path], list[Path]]:
+    """A benchmark whose annotations are one file."""
+    return lambda root: [root / relative] if (root / relative).is_file() else []
+
+
+_MMMU_TEMPLATE = "\n".join(
+    mmmu_prompt("{question}", ["{A}", "{B}"], kind) for kind in (MULTIPLE_CHOICE, OPEN)
+)
+_KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+
+# max_new_tokens are lmms-eval's (tasks coco2017_cap_val, flickr30k_test, nocaps_val, mmmu_val);
+# for MMBench it allows 1024, which no reply of one letter needs and a rambling model uses up.
+TASKS: dict[str, CaptionTask | ChoiceTask] = {
+    task.name: task
+    for task in (
+        CaptionTask(
+            name="coco",
+            split=coco.SPLIT,
+            load=coco.load_coco,
+            files=_only(coco.COCO_ANNOTATIONS),
+            template=caption_prompt(),
+            max_new_tokens=64,
+            source=f"coco/dataset_coco.json from {_KARPATHY}, and "
+            "http://images.cocodataset.org/zips/val2014.zip unpacked into coco/",
+        ),
+        CaptionTask(
+            name="flickr30k",
+            split=coco.SPLIT,
+            load=coco.load_flickr30k,
+            files=_only(coco.FLICKR30K_ANNOTATIONS),
+            template=caption_prompt(),
+            max_new_tokens=64,
+            source=f"flickr30k/dataset_flickr30k.json from {_KARPATHY}, and the images, on request "
+            "from https://shannon.cs.illinois.edu/DenotationGraph/, in flickr30k/flickr30k-images/",
+        ),
+        CaptionTask(
+            name="nocaps",
+            split="validation",
+            load=nocaps.load_nocaps,
+            files=_only(nocaps.ANNOTATIONS),
+            template=caption_prompt(),
+            max_new_tokens=64,
+            source=f"{nocaps.ANNOTATIONS} from "
+            "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json, and the images that "
+            "its coco_url fields name in nocaps/images/",
+        ),
+        ChoiceTask(
+            name="mmmu",
+            split="validation",
+            load=mmmu.load_mmmu,
+            files=mmmu.mmmu_files,
+            template=_MMMU_TEMPLATE,
+            max_new_tokens=128,
+            source="hf download MMMU/MMMU --repo-type dataset --include '*/validation-*' "
+            "--local-dir ROOT/mmmu",
+            rules="mmmu",
+        ),
+        ChoiceTask(
+            name="mmbench",
+            split="dev",
+            load=mmbench.load_mmbench,
+            files=_only(mmbench.TSV),
+            template=mmbench_prompt("{question}", ["{A}", "{B}"], "{hint}"),
+            max_new_tokens=128,
+            source=f"{mmbench.TSV} from https://opencompass.openxlab.space/utils/benchmarks/"
+            "MMBench/MMBench_DEV_EN_V11.tsv",
+            rules="mmbench",
+        ),
+    )
+}
+
+
+def find_task(name: str) -> CaptionTask | ChoiceTask:
+    """The task of that name.
+
+    Raises:
+        UserError: there is none; the nearest name is given.
+    """
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}; {nearest(name, TASKS)}")
+    return TASKS[name]
+
+
+def first_clusters(samples: list[Sample], limit: int | None) -> list[Sample]:
+    """The samples of the first `limit` clusters (images; questions in all orders), or all."""
+    if limit is None:
+        return samples
+    kept = set(list(dict.fromkeys(sample.cluster for sample in samples))[:limit])
+    return [sample for sample in samples if sample.cluster in kept]
+
+
+def refuse_doubled_ids(samples: Sequence[CaptionSample | ChoiceSample], file: Path) -> None:
+    """Refuse samples that share an id.
+
+    Raises:
+        UserError: the first such id and the file.
+    """
+    counts = Counter(sample.id for sample in samples)
+    for name, count in counts.items():
+        if count > 1:
+            raise UserError(f"{file}: id {name!r} is doubled; remove one")

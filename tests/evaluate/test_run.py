@@ -1,0 +1,268 @@
+import json
+import shutil
+
+import pytest
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate import run as run_module
+from cwdpo_bench.evaluate.engine import answer_choices
+from cwdpo_bench.evaluate.results import read_run
+from cwdpo_bench.evaluate.run import run_tasks
+from cwdpo_bench.progress import progress_bar
+
+CAPTION_METRICS = {
+    *("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"),
+    *("entropy", "top1_probability", "token_ece", "tv", "js"),
+}
+CHOICE_METRICS = {
+    *("accuracy", "accuracy_option", "parse_failures", "ece", "ece_adaptive", "ece_debiased"),
+    *("mce", "brier", "nll", "aurc", "entropy", "top1_probability"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_model_folder, data_root_once, tmp_path_factory):
+    """All five tasks with the model itself as the reference."""
+    return run_tasks(
+        tiny_model_folder,
+        tasks=None,
+        data_root=data_root_once,
+        output=tmp_path_factory.mktemp("runs") / "all",
+        reference_model=tiny_model_folder,
+    )
+
+
+def _no_work(*args, **kwargs):
+    raise AssertionError("the model answered")
+
+
+def test_a_run_leaves_a_folder_that_reads_back_whole(whole_run):
+    again = read_run(whole_run.path)
+
+    assert again.results == whole_run.results
+    assert list(again.results["tasks"]) == ["coco", "flickr30k", "nocaps", "mmmu", "mmbench"]
+    assert {name: task["n"] for name, task in again.results["tasks"].items()} == {
+        "coco": 3,
+        "flickr30k": 2,
+        "nocaps": 3,
+        "mmmu": 4,
+        "mmbench": 2,
+    }
+
+
+@pytest.mark.parametrize("task", ["coco", "flickr30k", "nocaps"])
+def test_captions_have_their_metrics(whole_run, task):
+    metrics = whole_run.results["tasks"][task]["metrics"]
+
+    assert set(metrics) - {"SPICE"} == CAPTION_METRICS
+    assert metrics["tv"]["value"] == pytest.approx(0, abs=1e-5)
+
+
+def test_choices_have_their_metrics(whole_run):
+    tasks = whole_run.results["tasks"]
+
+    assert set(tasks["mmmu"]["metrics"]) == CHOICE_METRICS
+    assert set(tasks["mmbench"]["metrics"]) == CHOICE_METRICS | {"accuracy_plain"}
+
+
+def test_groups_are_those_of_the_benchmarks(whole_run):
+    groups = {name: set(t["groups"]) for name, t in whole_run.results["tasks"].items()}
+
+    assert groups == {
+        "coco": set(),
+        "flickr30k": set(),
+        "nocaps": {"in-domain", "near-domain", "out-domain"},
+        "mmmu": {"Art and Design", "Art", "Science", "Math"},
+        "mmbench": {"colour", "attribute", "count", "reasoning"},
+    }
+
+
+def test_samples_hold_what_was_asked_and_answered(whole_run):
+    captions, questions = whole_run.samples("coco"), whole_run.samples("mmbench")
+
+    assert list(captions["id"]) == ["101", "102", "103"]
+    assert captions["prompt"].unique().tolist() == [
+        "Provide a one-sentence caption for the provided image."
+    ]
+    assert captions["prediction"].map(type).eq(str).all()
+    assert list(questions["cluster"]) == ["7", "7", "7", "9", "9"]
+    assert list(questions["shift"]) == [0, 1, 2, 0, 1]
+    assert questions["option_log_probabilities"].map(len).tolist() == [3, 3, 3, 2, 2]
+
+
+def test_an_open_question_has_no_option_probabilities(whole_run):
+    samples = whole_run.samples("mmmu").set_index("question_type")
+
+    assert samples.loc["open", "option_log_probabilities"] is None
+
+
+def test_the_signature_names_what_changes_a_score(whole_run):
+    shared = whole_run.results["signature"]
+    task = whole_run.results["tasks"]["mmmu"]["signature"]
+
+    assert "dtype:float32" in shared
+    assert "longest_edge=7056" in shared
+    for part in ("task:mmmu", "split:validation", "limit:none", "max_new_tokens:128", "greedy"):
+        assert part in task
+
+
+def test_provenance_names_data_device_and_versions(whole_run, data_root_once):
+    provenance = whole_run.results["provenance"]
+
+    assert provenance["device"] in ("cpu", "cuda:0")
+    assert set(provenance["data_sha256"]) == set(whole_run.results["tasks"])
+    assert provenance["libraries"]["transformers"].startswith("5.")
+    assert all(seconds >= 0 for seconds in provenance["seconds"].values())
+
+
+def test_the_same_run_gives_the_same_numbers(
+    whole_run, tiny_model_folder, data_root_once, tmp_path
+):
+    again = run_tasks(
+        tiny_model_folder,
+        tasks=["mmbench"],
+        data_root=data_root_once,
+        output=tmp_path / "again",
+        batch_size=2,
+    )
+
+    one, other = whole_run.samples("mmbench"), again.samples("mmbench")
+    assert list(one["prediction"]) == list(other["prediction"])
+    metrics = whole_run.results["tasks"]["mmbench"]["metrics"]
+    for name, metric in again.results["tasks"]["mmbench"]["metrics"].items():
+        assert metric["value"] == pytest.approx(metrics[name]["value"], abs=1e-4)
+
+
+def test_a_limit_takes_the_first_questions_in_all_orders(
+    tiny_model_folder, data_root_once, tmp_path
+):
+    folder = run_tasks(
+        tiny_model_folder, tasks=["mmbench"], data_root=data_root_once, output=tmp_path, limit=1
+    )
+
+    assert list(folder.samples("mmbench")["id"]) == ["7-0", "7-1", "7-2"]
+    assert "|limit:1|" in folder.results["tasks"]["mmbench"]["signature"]
+
+
+def test_default_tasks_that_are_missing_are_told_and_the_rest_run(
+    tiny_model_folder, data_root, tmp_path, capsys
+):
+    for name in ("coco", "flickr30k", "nocaps", "mmmu"):
+        shutil.rmtree(data_root / name)
+
+    folder = run_tasks(tiny_model_folder, tasks=None, data_root=data_root, output=tmp_path / "run")
+
+    assert list(folder.results["tasks"]) == ["mmbench"]
+    not_run = folder.results["provenance"]["not_run"]
+    assert [line.split(" ")[0] for line in not_run] == ["coco", "flickr30k", "nocaps", "mmmu"]
+    assert "caption_datasets.zip" in not_run[0]
+    assert "hf download MMMU/MMMU" in capsys.readouterr().err
+
+
+@pytest.fixture
+def refused(monkeypatch, tiny_model_folder, data_root, tmp_path):
+    """Runs that must be refused before the model answers anything or a file is written."""
+    monkeypatch.setattr(run_module, "answer_captions", _no_work)
+    monkeypatch.setattr(run_module, "answer_choices", _no_work)
+
+    def attempt(match, **arguments):
+        settings = {
+            "tasks": ["coco"],
+            "data_root": data_root,
+            "output": tmp_path / "run",
+            **arguments,
+        }
+        with pytest.raises(UserError, match=match):
+            run_tasks(tiny_model_folder, **settings)
+        assert not (tmp_path / "run").exists()
+
+    return attempt
+
+
+def test_a_named_task_that_is_missing_is_refused(refused, data_root):
+    shutil.rmtree(data_root / "coco")
+
+    refused("coco is not run: its data are not under .*val2014.zip", tasks=["coco", "mmbench"])
+
+
+def test_a_root_without_any_benchmark_is_refused(refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+
+    refused("(?s)coco is not run.*mmbench is not run", tasks=None, data_root=tmp_path / "empty")
+
+
+def test_an_unknown_task_names_the_nearest(refused):
+    refused("unknown task 'noocaps'; did you mean 'nocaps'", tasks=["noocaps"])
+
+
+def test_a_missing_data_root_is_refused(refused, tmp_path):
+    refused("nowhere: no such folder", data_root=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(refused, limit):
+    refused("limit must be 1 or more", limit=limit)
+
+
+def test_doubled_ids_are_refused(refused, data_root):
+    path = data_root / "coco/dataset_coco.json"
+    content = json.loads(path.read_text())
+    content["images"][2]["cocoid"] = 101
+    path.write_text(json.dumps(content))
+
+    refused(r"dataset_coco\.json: id '101' is doubled")
+
+
+def test_another_models_run_folder_is_refused_before_any_work(
+    tiny_model_folder, data_root_once, tmp_path, monkeypatch
+):
+    arguments = {"tasks": ["mmbench"], "data_root": data_root_once, "output": tmp_path, "limit": 1}
+    run_tasks(tiny_model_folder, model_name="first", **arguments)
+    before = (tmp_path / "results.json").read_bytes()
+    monkeypatch.setattr(run_module, "answer_choices", _no_work)
+
+    with pytest.raises(UserError, match=r"holds another run.*'first'.*choose another output"):
+        run_tasks(tiny_model_folder, model_name="second", **arguments)
+    with pytest.raises(UserError, match=r"holds another run.*limit"):
+        run_tasks(tiny_model_folder, model_name="first", **{**arguments, "limit": 2})
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_a_failed_run_leaves_nothing(tiny_model_folder, data_root, tmp_path):
+    (data_root / "coco/val2014/COCO_val2014_000000000003.jpg").write_bytes(b"")
+
+    with pytest.raises(UserError, match=r"sample 103: image .* broken"):
+        run_tasks(tiny_model_folder, tasks=["coco"], data_root=data_root, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_replies_are_counted_in_a_warning(
+    tiny_model_folder, data_root_once, tmp_path, monkeypatch, capsys
+):
+    def silent(*args, **kwargs):
+        return [answer._replace(text="") for answer in answer_choices(*args, **kwargs)]
+
+    monkeypatch.setattr(run_module, "answer_choices", silent)
+
+    folder = run_tasks(
+        tiny_model_folder, tasks=["mmbench"], data_root=data_root_once, output=tmp_path
+    )
+
+    task = folder.results["tasks"]["mmbench"]
+    assert task["warnings"][0] == "5 of 5 replies are empty"
+    assert "mmbench: 5 of 5 replies are empty" in capsys.readouterr().err
+    assert task["metrics"]["accuracy"]["value"] == 0
+    assert task["metrics"]["parse_failures"]["value"] == 1
+
+
+def test_a_callers_own_display_is_drawn_on(tiny_model_folder, data_root_once, tmp_path):
+    with progress_bar() as bars:
+        run_tasks(
+            tiny_model_folder,
+            tasks=["mmbench"],
+            data_root=data_root_once,
+            output=tmp_path,
+            bars=bars,
+        )
+
+    assert [(bar.description, bar.completed) for bar in bars.tasks] == [("mmbench", 5)]
