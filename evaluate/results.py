@@ -309,8 +309,11 @@ def _read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
 def _refuse_nan(table: pa.Table, path: Path) -> None:
     """Numbers must be finite; one that does not exist is null."""
     for name in table.column_names:
-        values = table[name].combine_chunks()
-        while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        values, in_list = table[name], pa.types.is_list(table[name].type)
+        if in_list:
             values = pc.list_flatten(values)
-        if pa.types.is_floating(values.type) and pc.any(pc.invert(pc.is_finite(values))).as_py():
+        if not pa.types.is_floating(values.type):
+            continue
+        # pandas writes a NaN within a list as a null there.
+        if pc.any(pc.invert(pc.is_finite(values))).as_py() or (in_list and values.null_count):
             raise UserError(f"{path}: column {name!r} holds a NaN or an infinity")
