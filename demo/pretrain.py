@@ -4,7 +4,8 @@ The base stands for a pre-trained VLM: it converges on a noisy corpus, in which 
 the captions is wrong in one attribute and of the answers is wrong at all, so that every benchmark
 leaves room both ways. The scenes are of the `pretraining` split, which no other data may hold.
 
-A step is one batch of captions and one of questions, each padded for itself; the loss is the mean
+First the vision tower learns to see (`demo/sight.py`), then the whole model to speak. There a
+step is one batch of captions and one of questions, each padded for itself; the loss is the mean
 over the captions' tokens plus the mean over the answers' tokens.
 """
 
@@ -24,6 +25,7 @@ from PIL import Image
 
 from cwdpo_bench.demo.captions import ATTRIBUTES, describe, falsify, put_in_words
 from cwdpo_bench.demo.questions import KINDS, OPEN_KINDS, Question, ask, misread
+from cwdpo_bench.demo.sight import learn_to_see
 from cwdpo_bench.demo.tiny import build_tiny_vlm
 from cwdpo_bench.demo.world import Scene, Split, draw_scene, render
 from cwdpo_bench.evaluate.coco import caption_prompt
@@ -41,9 +43,11 @@ class Plan:
     """How the base is made; the bundled one has these values."""
 
     seed: int = 0
-    steps: int = 1600
-    captions_per_step: int = 32
-    questions_per_step: int = 32
+    sight_steps: int = 250
+    sight_learning_rate: float = 2e-3
+    steps: int = 1400
+    captions_per_step: int = 24
+    questions_per_step: int = 24
     scenes: int = 8000
     captions_per_scene: int = 5
     questions_per_scene: int = 5
@@ -52,8 +56,8 @@ class Plan:
     open_share: float = 0.25
     wrong_captions: float = 0.3
     wrong_answers: float = 0.1
-    learning_rate: float = 2e-3
-    warmup_share: float = 0.1
+    learning_rate: float = 1.5e-3
+    warmup_share: float = 0.05
     weight_decay: float = 0.01
 
 
@@ -71,12 +75,14 @@ class Corpus:
     """Images through the processor, in half precision, and what is said of them.
 
     Attributes:
+        scenes: what the images show.
         pixels: [images, 36, 1176].
         grid: [3], frames, rows and columns of patches, the same for each image.
         captions: five an image, some wrong.
         questions: in the prompts of MMMU and MMBench, some answers wrong.
     """
 
+    scenes: list[Scene]
     pixels: torch.Tensor
     grid: torch.Tensor
     captions: list[Example]
@@ -136,7 +142,7 @@ def build_corpus(plan: Plan, processor: Any) -> Corpus:
             prompt = question_prompt(question, rng)
             heard = misread(question, rng) if rng.random() < plan.wrong_answers else question
             questions.append(encode(number, prompt, heard.answer))
-    return Corpus(pixels, grid, captions, questions)
+    return Corpus(scenes, pixels, grid, captions, questions)
 
 
 def encode_images(
@@ -209,20 +215,37 @@ def pretrain(plan: Plan, log: list[dict[str, Any]]) -> tuple[Any, Any]:
     corpus = build_corpus(plan, processor)
     log.append({"plan": asdict(plan), "corpus_seconds": round(time.monotonic() - started, 1)})
     print(log[-1], flush=True)
+    seen = learn_to_see(
+        model,
+        corpus.pixels,
+        corpus.grid,
+        corpus.scenes,
+        steps=plan.sight_steps,
+        learning_rate=plan.sight_learning_rate,
+        seed=plan.seed,
+    )
+    log.append({"sight_accuracy": round(seen, 3), "seconds": round(time.monotonic() - started, 1)})
+    print(log[-1], flush=True)
+    # A short memory of squared gradients suits a run of some thousand steps.
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay
+        model.parameters(),
+        lr=plan.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=plan.weight_decay,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, plan.learning_rate, total_steps=plan.steps, pct_start=plan.warmup_share
     )
     rng = random.Random(f"{plan.seed}:order")
-    captions = _epochs(corpus.captions, plan.captions_per_step, rng)
-    questions = _epochs(corpus.questions, plan.questions_per_step, rng)
+    streams = (
+        _epochs(corpus.captions, plan.captions_per_step, rng),
+        _epochs(corpus.questions, plan.questions_per_step, rng),
+    )
     model.train()
     sums = torch.zeros(2)
     started = time.monotonic()
     for step in range(1, plan.steps + 1):
-        losses = [answer_loss(model, corpus, next(batches)) for batches in (captions, questions)]
+        losses = [answer_loss(model, corpus, next(batches)) for batches in streams]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
