@@ -8,15 +8,25 @@ time and let go after it, so that a benchmark needs the memory of one chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
-from cwdpo_bench.vlm import VLM, Prompt, TokenScores, generate, open_image, score_completions
+from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample, ImageSource
+from cwdpo_bench.vlm import (
+    VLM,
+    Prompt,
+    TokenScores,
+    generate,
+    open_image,
+    path_inside,
+    score_completions,
+)
 
 CHUNK_BATCHES = 4
 """Batches whose images are open at a time: enough to sort like sizes into one batch."""
@@ -64,19 +74,23 @@ def answer_captions(
         progress: called after every chunk.
 
     Raises:
-        UserError: an image cannot be opened, or a log-probability is not a number.
+        UserError: an image cannot be opened, a log-probability is not a number, or the memory is
+            too small for the batch size.
     """
     answers: list[CaptionAnswer] = []
     for chunk in _chunks(samples, root, batch_size * CHUNK_BATCHES):
         prompts = [prompt for _, prompt in chunk]
-        generations = generate(vlm, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        scores = score_completions(
-            vlm,
-            prompts,
-            [sample.references[0] for sample, _ in chunk],
-            batch_size=batch_size,
-            reference=reference,
-        )
+        with _out_of_memory_told(batch_size):
+            generations = generate(
+                vlm, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size
+            )
+            scores = score_completions(
+                vlm,
+                prompts,
+                [sample.references[0] for sample, _ in chunk],
+                batch_size=batch_size,
+                reference=reference,
+            )
         for (sample, _), generation, score in zip(chunk, generations, scores, strict=True):
             for values in (score.logps, score.entropies, score.tv, score.js):
                 _refuse_nan(values, vlm, sample.id)
@@ -106,23 +120,36 @@ def answer_choices(
         progress: called after every chunk.
 
     Raises:
-        UserError: an image cannot be opened, or a log-probability is not a number.
+        UserError: an image cannot be opened, a log-probability is not a number, or the memory is
+            too small for the batch size.
     """
     answers: list[ChoiceAnswer] = []
     for chunk in _chunks(samples, root, batch_size * CHUNK_BATCHES):
-        generations = generate(
-            vlm,
-            [prompt for _, prompt in chunk],
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            options=[sample.letters or None for sample, _ in chunk],
-        )
+        with _out_of_memory_told(batch_size):
+            generations = generate(
+                vlm,
+                [prompt for _, prompt in chunk],
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                options=[sample.letters or None for sample, _ in chunk],
+            )
         for (sample, _), generation in zip(chunk, generations, strict=True):
             _refuse_nan(generation.option_logps, vlm, sample.id)
             answers.append(ChoiceAnswer(generation.text, generation.option_logps))
         if progress is not None:
             progress(len(chunk))
     return answers
+
+
+@contextmanager
+def _out_of_memory_told(batch_size: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the accelerator's memory is too small for a batch of {batch_size}; "
+            "make the batch size smaller"
+        ) from error
 
 
 def _refuse_nan(values: np.ndarray | None, vlm: VLM, sample: str) -> None:
@@ -150,6 +177,29 @@ def _chunks(
         yield chunk
 
 
+def refuse_missing_images(
+    samples: Sequence[CaptionSample] | Sequence[ChoiceSample], root: Path
+) -> None:
+    """Look for every image file without opening it, before the first hour of answers is spent.
+
+    Raises:
+        UserError: a file is not there or outside `root`.
+    """
+    for sample in samples:
+        for source in _sources(sample):
+            if isinstance(source, Path):
+                path = path_inside(root, source, name=_place(sample))
+                if not path.is_file():
+                    raise UserError(f"{_place(sample)}: image {path} does not exist")
+
+
 def _open_images(sample: CaptionSample | ChoiceSample, root: Path) -> tuple[Image.Image, ...]:
-    sources = sample.images if isinstance(sample, ChoiceSample) else (sample.image,)
-    return tuple(open_image(source, name=f"sample {sample.id}", root=root) for source in sources)
+    return tuple(open_image(source, name=_place(sample), root=root) for source in _sources(sample))
+
+
+def _sources(sample: CaptionSample | ChoiceSample) -> tuple[ImageSource, ...]:
+    return sample.images if isinstance(sample, ChoiceSample) else (sample.image,)
+
+
+def _place(sample: CaptionSample | ChoiceSample) -> str:
+    return f"sample {sample.id}"

@@ -7,6 +7,7 @@ data, broken annotations, an output folder that holds another run.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +31,9 @@ from cwdpo_bench.evaluate.engine import (
     ChoiceAnswer,
     answer_captions,
     answer_choices,
+    refuse_missing_images,
 )
+from cwdpo_bench.evaluate.java import find_java
 from cwdpo_bench.evaluate.results import (
     RunFolder,
     TaskResult,
@@ -113,9 +116,15 @@ def run_tasks(
 
     Raises:
         UserError: a task is unknown or named but not there, data or an image are broken, the
-            output folder holds another run, or the model gives no finite log-probabilities.
+            output folder holds another run or cannot be written, `JAVA_HOME` is broken, or the
+            model gives no finite log-probabilities.
     """
+    if batch_size < 1:
+        raise UserError(f"batch size must be 1 or more, not {batch_size}")
     jobs, missing = _plan(tasks, data_root, limit)
+    if any(isinstance(job, _CaptionJob) for job in jobs):
+        find_java()
+    _refuse_unwritable(output)
     load = partial(_load, trust_remote_code=trust_remote_code)
     reference = None if reference_model is None else load(reference_model)
     vlm = load(model) if model_name is None else replace(load(model), name=model_name)
@@ -187,7 +196,19 @@ def _job(task: CaptionTask | ChoiceTask, root: Path, limit: int | None) -> _Job:
     else:
         job = _ChoiceJob(task, first_clusters(task.load(root), limit), data)
     refuse_doubled_ids(job.samples, task.files(root)[0])
+    refuse_missing_images(job.samples, root)
     return job
+
+
+def _refuse_unwritable(output: Path) -> None:
+    """Better now than after hours of answers."""
+    folder = output
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name another output folder")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: cannot be written; mend its rights or name another output")
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -287,7 +308,7 @@ def _task_parts(job: _Job, limit: int | None, reference: VLM | None) -> dict[str
     if isinstance(job, _CaptionJob):
         name = "none" if reference is None else reference.name
         return {**parts, "scorer": scorer_signature(), "shift_from": name}
-    return {**parts, "rules": job.task.rules, "parse_failures": "wrong"}
+    return {**parts, "scorer": f"{job.task.rules}-rules", "parse_failures": "wrong"}
 
 
 def _provenance(jobs: Sequence[_Job], engine: _Engine) -> dict[str, Any]:

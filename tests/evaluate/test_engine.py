@@ -98,6 +98,16 @@ def test_a_real_photograph_is_captioned(vlm, data_root, tmp_path):
     assert np.isfinite(answer.reference_scores.logps).all()
 
 
+def test_too_large_a_batch_says_to_make_it_smaller(vlm, data_root, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(engine, "generate", full)
+
+    with pytest.raises(UserError, match="too small for a batch of 64; make the batch size smaller"):
+        answer_choices(vlm, load_mmbench(data_root), data_root, max_new_tokens=1, batch_size=64)
+
+
 def test_a_model_with_nan_weights_is_refused_with_model_and_sample(tiny_model_folder, data_root):
     broken = load_vlm(tiny_model_folder)
     with torch.no_grad():

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -204,6 +206,42 @@ def test_a_limit_below_one_is_refused(refused, limit):
     refused("limit must be 1 or more", limit=limit)
 
 
+def test_a_batch_size_below_one_is_refused(refused):
+    refused("batch size must be 1 or more", batch_size=0)
+
+
+def test_a_missing_image_is_refused(refused, data_root):
+    (data_root / "coco/val2014/COCO_val2014_000000000003.jpg").unlink()
+
+    refused(r"sample 103: image .*000000000003\.jpg does not exist")
+
+
+def test_an_image_path_that_leaves_the_root_is_refused(refused, data_root):
+    path = data_root / "coco/dataset_coco.json"
+    path.write_text(path.read_text().replace("COCO_val2014_000000000003.jpg", "../../../x.jpg"))
+
+    refused("sample 103: image path .* leaves the data folder")
+
+
+def test_a_broken_java_home_is_refused(refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+
+    refused("JAVA_HOME=.*unset JAVA_HOME")
+
+
+def test_an_output_that_is_a_file_is_refused(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+
+    refused("file: is a file; name another output", output=tmp_path / "file" / "run")
+
+
+def test_an_output_that_cannot_be_written_is_refused(refused, monkeypatch):
+    monkeypatch.setattr(run_module.os, "access", lambda path, mode: False)
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+
+    refused("cannot be written; mend its rights")
+
+
 def test_doubled_ids_are_refused(refused, data_root):
     path = data_root / "coco/dataset_coco.json"
     content = json.loads(path.read_text())
@@ -266,3 +304,13 @@ def test_a_callers_own_display_is_drawn_on(tiny_model_folder, data_root_once, tm
         )
 
     assert [(bar.description, bar.completed) for bar in bars.tasks] == [("mmbench", 5)]
+
+
+def test_tasks_and_prompts_load_without_torch():
+    code = (
+        "import sys\n"
+        "from cwdpo_bench.evaluate.tasks import caption_prompt, mmbench_prompt, mmmu_prompt\n"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
