@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cwdpo_bench import __version__
-from cwdpo_bench.errors import UserError
+from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -172,15 +172,18 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score finished predictions; needs no model."""
-    from cwdpo_bench.evaluate.score import score_predictions
+    from cwdpo_bench.evaluate.score import CAPTION_TASKS, score_captions_files, score_mmmu_folder
 
-    results = score_predictions(
-        task,
-        predictions=predictions,
-        references=references,
-        output=output,
-        parse_failures=parse_failures,
-    )
+    if task not in (*CAPTION_TASKS, "mmmu"):
+        raise UserError(f"--task: unknown task {task!r}; {nearest(task, (*CAPTION_TASKS, 'mmmu'))}")
+    if task == "mmmu":
+        if parse_failures not in ("wrong", "random"):
+            raise UserError(f"--parse-failures {parse_failures!r}: known: random, wrong")
+        results = score_mmmu_folder(predictions, output, parse_failures)
+    elif references is None:
+        raise UserError(f"--task {task}: name the references with --references")
+    else:
+        results = score_captions_files(task, predictions, references, output)
     _show_run(results, output, as_json)
 
 

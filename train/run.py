@@ -121,12 +121,14 @@ def train(
     pairs, probe_pairs = _hold_out(recipe, rows.pairs, probe)
     record = _provenance(recipe, model_name or model, data, rows, probe)
     record["data"].update(pairs=len(pairs), probe_pairs=len(probe_pairs))
-    record = _open_folder(output, recipe, record, resume)
+    record = _take_up(output, recipe, record, resume)
     if record["status"] == "finished":
         return record
 
     vlm = _with_lora(_load(recipe, model), recipe)
     record["model"]["base"] = _base_name(vlm)
+    write_text(output / "recipe.yaml", recipe.to_yaml())
+    write_json(output / "provenance.json", record)
     watch = _Watch(
         Probe(vlm, probe_pairs, batch_size=16),
         DynamicsLog(output / "dynamics.parquet"),
@@ -309,10 +311,8 @@ def _provenance(
     }
 
 
-def _open_folder(
-    output: Path, recipe: Recipe, record: dict[str, Any], resume: bool
-) -> dict[str, Any]:
-    """Claim a new folder, or take up the interrupted run in it.
+def _take_up(output: Path, recipe: Recipe, record: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """The given record for a new folder, that of the interrupted run for one that holds it.
 
     Raises:
         UserError: the folder holds other files, or the run in it is not the one asked for.
@@ -320,8 +320,6 @@ def _open_folder(
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; name a folder with --output")
     if not output.is_dir() or not any(output.iterdir()):
-        write_text(output / "recipe.yaml", recipe.to_yaml())
-        write_json(output / "provenance.json", record)
         return record
     if not (output / "provenance.json").is_file():
         raise UserError(f"{output}: holds other files; name a new folder with --output")

@@ -1,0 +1,276 @@
+"""The front door: fast help, one-line errors, exit statuses, machine-readable output."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import cwdpo_bench
+from cwdpo_bench.cli import main
+
+COMMANDS = ["demo", "train", "run", "score", "compare", "leaderboard"]
+
+
+class Done(NamedTuple):
+    """What a command left: exit status and both streams."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Cli = Callable[..., Done]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs the front door in this process: a process of its own would load torch every time."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*arguments: str | Path, **environment: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["cwdpo-bench", *map(str, arguments)])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        code: object = 0
+        try:
+            main()
+        except SystemExit as done:
+            code = done.code or 0
+        assert isinstance(code, int)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+def _error(cli: Cli, *arguments: str | Path, **environment: str) -> str:
+    """The one line on standard error of a command that must fail for a user's mistake."""
+    done = cli(*arguments, **environment)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> tuple[Path, Path]:
+    texts = {1: "a red circle", 2: "a blue square above a star"}
+    predictions, references = tmp_path / "predictions.json", tmp_path / "references.json"
+    predictions.write_text(
+        json.dumps([{"image_id": i, "caption": text} for i, text in texts.items()])
+    )
+    annotations = [
+        {"id": 10 * i + k, "image_id": i, "caption": f"{text} on grey"}
+        for i, text in texts.items()
+        for k in range(2)
+    ]
+    references.write_text(
+        json.dumps({"images": [{"id": i} for i in texts], "annotations": annotations})
+    )
+    return predictions, references
+
+
+@pytest.fixture
+def replies(tmp_path: Path) -> Path:
+    """MMMU's official output folder with four answers, scored without Java."""
+    folder = tmp_path / "replies" / "Math"
+    folder.mkdir(parents=True)
+    rows = [
+        {
+            "id": f"validation_Math_{i}",
+            "question_type": "multiple-choice",
+            "answer": "A",
+            "all_choices": ["A", "B"],
+            "index2ans": {"A": "one", "B": "two"},
+            "response": "A" if i < 4 else "B",
+        }
+        for i in range(1, 5)
+    ]
+    (folder / "output.json").write_text(json.dumps(rows))
+    return folder.parent
+
+
+def test_help_of_every_command_works_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom cwdpo_bench.cli import main\n"
+        f"for command in [[], *([name] for name in {COMMANDS!r})]:\n"
+        "    sys.argv = ['cwdpo-bench', *command, '--help']\n"
+        "    try:\n        main()\n    except SystemExit as done:\n        assert not done.code\n"
+        "heavy = {'torch', 'transformers', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage: cwdpo-bench") == 1 + len(COMMANDS)
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_the_module_is_a_front_door_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cwdpo_bench", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == f"cwdpo-bench {cwdpo_bench.__version__}"
+
+
+def test_score_and_compare_give_json(cli: Cli, replies: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = cli("score", "--task", "mmmu", "--predictions", replies, "--output", run, "--json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert results == json.loads((run / "results.json").read_text())
+    assert results["tasks"]["mmmu"]["metrics"]["accuracy"]["value"] == 0.75
+    done = cli("compare", run, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tasks"]
+
+
+def test_leaderboard_writes_markdown(cli: Cli, replies: Path, tmp_path: Path) -> None:
+    run, board = tmp_path / "run", tmp_path / "LEADERBOARD.md"
+    cli("score", "--task", "mmmu", "--predictions", replies, "--output", run)
+    done = cli("leaderboard", run, "--format", "markdown", "--output", board)
+    assert done.returncode == 0, done.stderr
+    assert "75.0" in board.read_text()
+    assert "142.6" not in board.read_text()
+    assert cli("leaderboard", run, "--output", board, "--published").returncode == 0
+    assert "142.6" in board.read_text()
+
+
+def test_an_unknown_format_is_named(cli: Cli, replies: Path, tmp_path: Path) -> None:
+    line = _error(cli, "leaderboard", replies, "--format", "word", "--output", tmp_path / "x")
+    assert "'word'" in line
+
+
+def test_a_missing_model_is_one_line(cli: Cli) -> None:
+    line = _error(
+        cli, "run", "--model", "/no/model", "--data-root", ".", "--output", "/tmp/none-run"
+    )
+    assert "/no/model" in line or "data" in line
+
+
+def test_an_unknown_task_names_the_nearest(
+    cli: Cli, tmp_path: Path, captions: tuple[Path, Path]
+) -> None:
+    predictions, references = captions
+    line = _error(
+        cli,
+        "score",
+        "--task",
+        "coca",
+        "--predictions",
+        predictions,
+        "--references",
+        references,
+        "--output",
+        tmp_path / "run",
+    )
+    assert "did you mean 'coco'" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_without_data_says_how_to_name_them(
+    cli: Cli, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    line = _error(
+        cli, "run", "--model", tiny_model_folder, "--output", tmp_path / "run", CWDPO_BENCH_DATA=""
+    )
+    assert "--data-root" in line
+    assert "CWDPO_BENCH_DATA" in line
+
+
+def test_train_names_the_unknown_key(cli: Cli, tiny_model_folder: Path, tmp_path: Path) -> None:
+    line = _error(
+        cli,
+        "train",
+        "dpo",
+        "--model",
+        tiny_model_folder,
+        "--data",
+        tmp_path / "no.jsonl",
+        "--output",
+        tmp_path / "out",
+        "objective.betta=1",
+    )
+    assert "objective.betta" in line
+    assert "did you mean 'beta'" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_names_the_missing_data(cli: Cli, tiny_model_folder: Path, tmp_path: Path) -> None:
+    line = _error(
+        cli,
+        "train",
+        "dpo",
+        "--model",
+        tiny_model_folder,
+        "--data",
+        tmp_path / "no.jsonl",
+        "--output",
+        tmp_path / "out",
+    )
+    assert "no.jsonl" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_model_leaves_no_folder_behind(cli: Cli, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": "a", "chosen": f"b{i}", "rejected": f"c{i}"} for i in range(20)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = _error(
+        cli, "train", "dpo", "--model", "/no/model", "--data", data, "--output", tmp_path / "out"
+    )
+    assert "/no/model" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_score_without_references_says_so(
+    cli: Cli, tmp_path: Path, captions: tuple[Path, Path]
+) -> None:
+    line = _error(
+        cli, "score", "--task", "coco", "--predictions", captions[0], "--output", tmp_path / "run"
+    )
+    assert "--references" in line
+
+
+def test_a_broken_java_home_is_named(cli: Cli, captions: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, references = captions
+    line = _error(
+        cli,
+        "score",
+        "--task",
+        "coco",
+        "--predictions",
+        predictions,
+        "--references",
+        references,
+        "--output",
+        tmp_path / "run",
+        JAVA_HOME="/no/java",
+    )
+    assert "JAVA_HOME" in line
+    assert "/no/java" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_compare_of_a_folder_without_run_is_one_line(cli: Cli, tmp_path: Path) -> None:
+    assert "results.json" in _error(cli, "compare", tmp_path)
+
+
+def test_an_output_folder_of_another_run_is_refused(
+    cli: Cli, replies: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert cli("score", "--task", "mmmu", "--predictions", replies, "--output", run).returncode == 0
+    before = (run / "results.json").read_bytes()
+    other = replies.rename(tmp_path / "other")
+    assert "run" in _error(cli, "score", "--task", "mmmu", "--predictions", other, "--output", run)
+    assert (run / "results.json").read_bytes() == before
