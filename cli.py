@@ -144,17 +144,24 @@ def run(
 ) -> None:
     """Score a checkpoint on the benchmarks, with calibration."""
     quiet_libraries()
-    from cwdpo_bench.evaluate.run import run_tasks
+    from dataclasses import replace
 
+    from cwdpo_bench.evaluate.run import run_tasks
+    from cwdpo_bench.vlm import load_vlm
+
+    reference = None
+    if reference_model is not None:
+        loaded = load_vlm(_model_path(reference_model), trust_remote_code=trust_remote_code)
+        reference = replace(loaded, name=reference_model)
     folder = run_tasks(
         _model_path(model),
-        model_name=_model_name(model),
+        model_name=model,
         tasks=None if tasks is None else [task.strip() for task in tasks.split(",")],
         data_root=_data_root(model, data_root),
         output=output,
         limit=limit,
         batch_size=batch_size,
-        reference_model=None if reference_model is None else _model_path(reference_model),
+        reference_model=reference,
         trust_remote_code=trust_remote_code,
     )
     _show_run(folder.results, output, as_json)

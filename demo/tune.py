@@ -19,7 +19,7 @@ from cwdpo_bench.demo.workers import Job, run_jobs
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import write_json
 
-GRID = (3e-5, 1e-4, 3e-4, 1e-3)
+GRID = (3e-5, 1e-4, 3e-4)
 SEED = 1000
 """Of the tuning runs' training; the demo's own seeds start at 0."""
 DATA_SEED = 0

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -204,6 +205,7 @@ def _train(job: Job, report: Callable[[float, float], None]) -> None:
 
 def _score(job: Job, model: Path, queue: SimpleQueue[_Report]) -> None:
     from cwdpo_bench.evaluate.run import run_tasks
+    from cwdpo_bench.vlm import load_vlm
 
     run_tasks(
         model,
@@ -212,6 +214,7 @@ def _score(job: Job, model: Path, queue: SimpleQueue[_Report]) -> None:
         data_root=job.benchmarks,
         output=job.run,
         batch_size=32,
-        reference_model=job.base,
+        # Under its short name: where the package lies must not change a signature.
+        reference_model=replace(load_vlm(job.base), name="demo"),
         bars=_Forward(job.system, queue),
     )

@@ -1,0 +1,109 @@
+"""The demo: fair by construction, resumable, the same table for the same seed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cwdpo_bench.demo import command
+from cwdpo_bench.demo.command import demo_jobs, run_demo
+from cwdpo_bench.demo.systems import (
+    BASE,
+    DEFAULT,
+    SMOKE,
+    SYSTEMS,
+    TUNING,
+    Budget,
+    chosen_learning_rates,
+    demo_recipe,
+)
+from cwdpo_bench.demo.tune import CRITERION, GRID
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate.results import read_run
+from cwdpo_bench.files import read_json
+
+
+@pytest.mark.parametrize("budget", [DEFAULT, SMOKE])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_takes_the_same_number_of_steps_of_the_same_size(
+    name: str, budget: Budget
+) -> None:
+    recipe = demo_recipe(name, seed=3, budget=budget, learning_rate=1e-4)
+    stages = [recipe.trainer_arguments(stage) for stage in recipe.stages().values()]
+    assert sum(stage["max_steps"] for stage in stages) == budget.steps
+    for stage in stages:
+        batch = stage["per_device_train_batch_size"] * stage["gradient_accumulation_steps"]
+        assert (batch, stage["learning_rate"], stage["seed"]) == (16, 1e-4, 3)
+    if len(stages) == 2:
+        assert stages[0]["max_steps"] == 0.75 * budget.steps
+
+
+def test_every_system_had_the_same_tries_and_the_best_on_validation_was_chosen() -> None:
+    log = read_json(TUNING)
+    value = "/".join(CRITERION)
+    assert log["grid"] == list(GRID)
+    for system in SYSTEMS:
+        tries = {t["learning_rate"]: t["scores"] for t in log["tries"] if t["system"] == system}
+        assert sorted(tries) == sorted(GRID)
+        chosen = chosen_learning_rates()[system]
+        assert tries[chosen][value] == max(scores[value] for scores in tries.values())
+
+
+def test_all_jobs_start_from_the_base_and_read_the_same_data(tmp_path: Path) -> None:
+    jobs = demo_jobs(tmp_path, seed=0, smoke=False)
+    assert {job.system for job in jobs} == {BASE, *SYSTEMS}
+    assert len({(job.base, job.data, job.benchmarks, job.budget, job.seed) for job in jobs}) == 1
+    assert [job.system for job in jobs if job.recipe is None] == [BASE]
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="no demo's folder"):
+        run_demo(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_of_a_demo_with_another_seed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise UserError("stopped here")
+
+    monkeypatch.setattr(command, "_render", stop)
+    with pytest.raises(UserError, match="stopped here"):
+        run_demo(tmp_path / "demo", seed=1)
+    with pytest.raises(UserError, match="other settings"):
+        run_demo(tmp_path / "demo", seed=2)
+    with pytest.raises(UserError, match="other settings"):
+        run_demo(tmp_path / "demo", seed=1, smoke=True)
+
+
+@pytest.mark.slow
+def test_the_smoke_demo_leaves_everything_and_repeats_itself(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    run_demo(first, smoke=True)
+    for name in (BASE, *SYSTEMS):
+        tasks = read_run(first / "runs" / name).results["tasks"]
+        assert list(tasks) == ["coco", "flickr30k", "nocaps", "mmmu", "mmbench"]
+        assert (first / "plots" / f"reliability-{name}.png").is_file()
+    for name in SYSTEMS:
+        dynamics = pd.read_parquet(first / "checkpoints" / name / "dynamics.parquet")
+        assert dynamics["total_step"].iloc[-1] == SMOKE.steps
+        assert (first / "plots" / f"dynamics-{name}.png").is_file()
+    board = (first / "LEADERBOARD.md").read_text(encoding="utf-8")
+    assert all(name in board for name in (BASE, *SYSTEMS))
+
+    # An interrupted demo goes on: what is finished stays, what is missing is made again.
+    finished = (first / "runs" / "sft" / "results.json").stat().st_mtime_ns
+    shutil.rmtree(first / "runs" / "dpo")
+    shutil.rmtree(first / "checkpoints" / "cw-dpo")
+    shutil.rmtree(first / "runs" / "cw-dpo")
+    run_demo(first, smoke=True)
+    assert (first / "runs" / "sft" / "results.json").stat().st_mtime_ns == finished
+    assert (first / "LEADERBOARD.md").read_text(encoding="utf-8") == board
+
+    run_demo(second, smoke=True)
+    assert (second / "LEADERBOARD.md").read_text(encoding="utf-8") == board
