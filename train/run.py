@@ -10,7 +10,8 @@ from __future__ import annotations
 import platform
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
@@ -182,13 +184,37 @@ def _train_stage(
         callbacks=watch.callbacks(stage, cooling),
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = None
-    if resume and stage.folder.is_dir():
-        checkpoint = get_last_checkpoint(str(stage.folder))  # type: ignore[no-untyped-call]
-    step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else -1
-    watch.log.forget_after(stage.name, step)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    checkpoint = _last_whole_checkpoint(stage.folder) if resume else None
+    watch.log.forget_after(stage.name, -1 if checkpoint is None else _step_of(checkpoint))
+    with _disk_errors(stage.folder):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return trainer, cooling
+
+
+def _last_whole_checkpoint(folder: Path) -> Path | None:
+    """The Trainer writes `trainer_state.json` last: a checkpoint without it was cut off."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / TRAINER_STATE_NAME).is_file()]
+    return max(whole, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Every library says in its own way that the disk is full; users get one."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        text = str(error)
+        signs = ("No space left", "File too large", "PytorchStreamWriter", "os error 28")
+        if not any(sign in text for sign in signs):
+            raise
+        raise UserError(
+            f"{folder}: a checkpoint cannot be written ({text.splitlines()[0]}); free space, then "
+            "go on with --resume"
+        ) from error
 
 
 def _training_arguments(recipe: Recipe, stage: _Stage) -> TrainingArguments:
@@ -245,15 +271,10 @@ def _base_name(vlm: VLM) -> str:
 
 
 def _save(vlm: VLM, trainer: PreferenceTrainer, folder: Path) -> None:
-    try:
+    with _disk_errors(folder):
         vlm.model.save_pretrained(str(folder))
         vlm.processor.save_pretrained(str(folder))
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the checkpoint cannot be written ({error.strerror or error}); free space, "
-            "then go on with --resume"
-        ) from error
+        trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
 
 def _share_out(recipe: Recipe, pairs: list[Pair]) -> dict[str, list[Pair]]:

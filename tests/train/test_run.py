@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -326,3 +328,26 @@ def test_too_few_pairs_for_two_stages_or_for_a_probe(
 def test_a_trainer_value_of_the_wrong_kind_is_named(run: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(UserError, match="no-such-schedule"):
         run("sft", "trainer.lr_scheduler_type=no-such-schedule")
+
+
+def test_a_full_disk_is_one_clear_error_and_the_run_goes_on_afterwards(
+    run: Callable[..., dict[str, Any]], tiny_model_folder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """A limit on a file's size stands for the full disk; half a checkpoint is not resumed from."""
+    code = f"""
+import resource, signal, sys
+from cwdpo_bench.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
+sys.argv = ["cwdpo-bench", "train", "sft", "--model", {str(tiny_model_folder)!r}, "--data",
+            {str(pairs / "pairs.jsonl")!r}, "--probe", {str(pairs / "probe.jsonl")!r},
+            "--output", {str(tmp_path / "out")!r}, *{SMALL!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "cannot be written" in done.stderr
+    assert "--resume" in done.stderr
+    assert not (tmp_path / "out" / "config.json").exists()
+    assert run("sft", resume=True)["status"] == "finished"
