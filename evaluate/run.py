@@ -34,6 +34,7 @@ from cwdpo_bench.evaluate.engine import (
     refuse_missing_images,
 )
 from cwdpo_bench.evaluate.java import find_java
+from cwdpo_bench.evaluate.meteor import kept_meteor
 from cwdpo_bench.evaluate.results import (
     RunFolder,
     TaskResult,
@@ -142,10 +143,11 @@ def run_tasks(
             started = time.monotonic()
             scoring[job.task.name] = _answer(engine, job, display)
             seconds[job.task.name] = round(time.monotonic() - started, 1)
-        for name, score in scoring.items():
-            rows, warnings = score()
-            results[name] = TaskResult(rows, signatures[name], warnings)
-            _say(display, [f"{name}: {warning}" for warning in warnings])
+        with kept_meteor():
+            for name, score in scoring.items():
+                rows, warnings = score()
+                results[name] = TaskResult(rows, signatures[name], warnings)
+                _say(display, [f"{name}: {warning}" for warning in warnings])
     provenance = {**_provenance(jobs, engine), "not_run": missing, "seconds": seconds}
     write_run(output, entry, results, provenance, shared)
     return read_run(output)
