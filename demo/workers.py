@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from cwdpo_bench.demo.systems import Budget, demo_recipe
@@ -71,7 +72,8 @@ class _Forward(Progress):
     """Stands in for a display in a worker and passes the counts on."""
 
     def __init__(self, system: str, queue: SimpleQueue[_Report]) -> None:
-        super().__init__(disable=True)
+        # What the run warns of stands in its results and below the comparison.
+        super().__init__(disable=True, console=Console(quiet=True))
         self._system, self._queue = system, queue
 
     def add_task(

@@ -17,6 +17,8 @@ FEW_SAMPLES = 30
 MUST_AGREE = ("task", "split", "prompt", "scorer", "parse_failures")
 """Parts of a task's signature that make it another task; parts beyond these are told in a note."""
 
+NOT_STATED = "not stated"
+
 
 def signature_parts(signature: str) -> dict[str, str]:
     """The `key:value` parts of a signature, as `evaluate.results.signature_of` joins them."""
@@ -27,7 +29,7 @@ def signature_parts(signature: str) -> dict[str, str]:
 def _differing(one: str, other: str) -> dict[str, tuple[str, str]]:
     first, second = signature_parts(one), signature_parts(other)
     return {
-        key: (first.get(key, "not stated"), second.get(key, "not stated"))
+        key: (first.get(key, NOT_STATED), second.get(key, NOT_STATED))
         for key in dict.fromkeys([*first, *second])
         if first.get(key) != second.get(key)
     }
@@ -37,11 +39,16 @@ def check_signature(task: str, run: RunFolder, anchor: RunFolder) -> None:
     """Refuse a run that did another task than `anchor` under the same name.
 
     Raises:
-        UserError: a part of the signature in `MUST_AGREE` differs; it is named with both values.
+        UserError: a part of the signature in `MUST_AGREE` is stated by both and differs; it is
+            named with both values.
     """
     own = run.results["tasks"][task]["signature"]
     differing = _differing(own, anchor.results["tasks"][task]["signature"])
-    grave = {key: pair for key, pair in differing.items() if key in MUST_AGREE}
+    # Finished predictions (`score`) state neither split nor prompt: that is told, not refused; the
+    # samples themselves are compared in any case.
+    grave = {
+        key: pair for key, pair in differing.items() if key in MUST_AGREE and NOT_STATED not in pair
+    }
     if grave:
         told = "; ".join(f"{key}: {a!r} against {b!r}" for key, (a, b) in grave.items())
         raise UserError(

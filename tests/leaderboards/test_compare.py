@@ -137,6 +137,17 @@ def test_runs_of_another_task_are_refused_with_the_difference(make, runs, tmp_pa
         compare_runs([runs[0], other])
 
 
+def test_what_finished_predictions_do_not_state_is_told_not_refused(make, runs, tmp_path):
+    """`score` knows neither the split nor the prompt of what it was given."""
+    whole = make.task(make.captions())
+    parts = [p for p in whole.signature.split("|") if not p.startswith(("split:", "prompt:"))]
+    assert len(parts) < len(whole.signature.split("|"))
+    task = replace(whole, signature="|".join(parts))
+    scored = make.save(tmp_path / "scored", "scored", {"coco": task})
+    comparison = compare_runs([runs[0], scored])
+    assert any(note.startswith("coco: scored has split 'not stated'") for note in comparison.notes)
+
+
 def test_other_settings_are_told_in_a_note(make, runs, tmp_path):
     task = make.task(make.captions(), max_new_tokens=9)
     other = make.save(tmp_path / "o", "o", {"coco": task}, "engine:hf|dtype:bfloat16")
