@@ -192,9 +192,9 @@ def parse_mmbench_choice(reply: str, options: Mapping[str, str]) -> str | None:
     """The letter that a reply names plainly, or None.
 
     Taken, in this order: a lone letter ("A", "a.", "(A)"); an option's text alone, with or without
-    its letter; "the answer is A", "Answer: (A)", "option A"; a letter at the start with a mark
-    behind it ("A. a cat"); a letter in brackets; the one option whose text stands in the reply. A
-    rule that finds two different letters says None.
+    its letter; "the answer is A", "Answer: (A)", "option A"; a letter at the start of a line with a
+    mark behind it ("A. a cat"); a letter in brackets; the one option whose text stands in the
+    reply. A rule that finds two different letters says None.
 
     Args:
         reply: what the model said.
@@ -208,7 +208,7 @@ def parse_mmbench_choice(reply: str, options: Mapping[str, str]) -> str | None:
     rules = (
         {letter for letter, text in options.items() if _says(reply, letter, text)},
         set(re.findall(rf"(?i:{_ANSWER_WORDS})(A{_AFTER_A}|[{letters[1:]}]\b)", reply)),
-        set(re.findall(rf"\A\(?([{letters}])[.):：,](?:\s|\Z)", reply)),
+        set(re.findall(rf"(?m)^([{letters}])[.):：,](?:\s|$)", reply)),
         set(re.findall(rf"\(([{letters}])\)", reply)),
         _quoted(reply, options),
     )
