@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -174,7 +174,8 @@ def score(
     output: Annotated[Path, typer.Option(help="The run folder.")],
     references: Annotated[Path | None, typer.Option(help="COCO annotation file.")] = None,
     parse_failures: Annotated[
-        str, typer.Option(help="MMMU replies without an answer: wrong, or random (official).")
+        Literal["wrong", "random"],
+        typer.Option(help="MMMU replies without an answer: wrong, or random (official)."),
     ] = "wrong",
     as_json: JsonOption = False,
 ) -> None:
@@ -184,8 +185,6 @@ def score(
     if task not in (*CAPTION_TASKS, "mmmu"):
         raise UserError(f"--task: unknown task {task!r}; {nearest(task, (*CAPTION_TASKS, 'mmmu'))}")
     if task == "mmmu":
-        if parse_failures not in ("wrong", "random"):
-            raise UserError(f"--parse-failures {parse_failures!r}: known: random, wrong")
         results = score_mmmu_folder(predictions, output, parse_failures)
     elif references is None:
         raise UserError(f"--task {task}: name the references with --references")

@@ -25,7 +25,7 @@ class Budget(NamedTuple):
     every: int
 
 
-DEFAULT = Budget(steps=300, every=25)
+DEFAULT = Budget(steps=240, every=24)
 SMOKE = Budget(steps=8, every=4)
 
 
