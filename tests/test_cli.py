@@ -12,7 +12,9 @@ from typing import NamedTuple
 import pytest
 
 import cwdpo_bench
+import cwdpo_bench.cli as front_door
 from cwdpo_bench.cli import main
+from cwdpo_bench.errors import UserError
 
 COMMANDS = ["demo", "train", "run", "score", "compare", "leaderboard"]
 
@@ -274,3 +276,32 @@ def test_an_output_folder_of_another_run_is_refused(
     other = replies.rename(tmp_path / "other")
     assert "run" in _error(cli, "score", "--task", "mmmu", "--predictions", other, "--output", run)
     assert (run / "results.json").read_bytes() == before
+
+
+def _checkpoint(folder: Path, model: str) -> Path:
+    folder.mkdir()
+    (folder / "provenance.json").write_text(json.dumps({"model": {"name": model}}))
+    return folder
+
+
+def test_what_was_trained_from_the_demo_is_scored_on_the_demos_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CWDPO_BENCH_DATA", raising=False)
+    monkeypatch.setattr("cwdpo_bench.demo.data_root", lambda: tmp_path / "rendered")
+    first = _checkpoint(tmp_path / "first", "demo")
+    second = _checkpoint(tmp_path / "second", str(first))
+    foreign = _checkpoint(tmp_path / "foreign", "Qwen/Qwen2.5-VL-7B-Instruct")
+    for model in ("demo", str(first), str(second)):
+        assert front_door._data_root(model, None) == tmp_path / "rendered"
+    for model in (str(foreign), str(tmp_path), "Qwen/Qwen2.5-VL-7B-Instruct"):
+        with pytest.raises(UserError, match="--data-root"):
+            front_door._data_root(model, None)
+
+
+def test_the_data_root_is_the_option_then_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CWDPO_BENCH_DATA", str(tmp_path / "variable"))
+    assert front_door._data_root("demo", tmp_path / "option") == tmp_path / "option"
+    assert front_door._data_root("demo", None) == tmp_path / "variable"
