@@ -20,36 +20,10 @@ from cwdpo_bench.evaluate.answers import (
 
 OPTIONS = {"A": "a cat", "B": "dark red", "C": "red", "D": "None"}
 
-FRAGMENTS = [
-    "(A)",
-    "(B)",
-    "A",
-    "B",
-    " C ",
-    ".",
-    ",",
-    "\n",
-    "answer is",
-    "so ",
-    "=",
-    "3.14",
-    "1,234",
-    "-5",
-    "1e-5",
-    "a cat",
-    "red",
-    "dark red",
-    "1/64\n",
-    "$1",
-    "nan",
-    "inf",
-    "'",
-    ":",
-    "",
-    "日本",
-    "É",
-]
-replies = st.lists(st.sampled_from(FRAGMENTS), max_size=9).map(" ".join) | st.text(max_size=40)
+FRAGMENTS = """(A)|(B)|A|B| C |.|,|\n|answer is|so |=|3.14|1,234|-5|1e-5|a cat|red|dark red|1/64
+|$1|nan|inf|'|:||日本|É"""
+pieces = st.sampled_from(FRAGMENTS.split("|"))
+replies = st.lists(pieces, max_size=9).map(" ".join) | st.text(max_size=40)
 
 
 def test_there_are_six_disciplines_and_thirty_subjects() -> None:

@@ -287,7 +287,7 @@ def test_guesses_are_another_run_than_wrong_answers(tmp_path: Path) -> None:
     assert wrong["accuracy"]["value"] == 0
     assert 0.2 < guessed["accuracy"]["value"] < 0.8
     assert wrong["parse_failures"]["value"] == guessed["parse_failures"]["value"] == 1
-    with pytest.raises(UserError, match="holds another run .*parse_failures:wrong"):
+    with pytest.raises(UserError, match=r"holds another run .*parse_failures:wrong"):
         score_mmmu_folder(folder, tmp_path / "wrong", "random")
 
 
