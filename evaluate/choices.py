@@ -16,9 +16,7 @@ from cwdpo_bench.evaluate.answers import (
     parse_mmmu_choice,
     parse_mmmu_open,
 )
-from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE, OPEN, ChoiceSample
-
-__all__ = ["MULTIPLE_CHOICE", "OPEN", "PARSERS", "Rules", "choice_rows", "failure_warnings"]
+from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE, ChoiceSample
 
 Rules = Literal["mmmu", "mmbench"]
 PARSERS: dict[Rules, Callable[[str, Mapping[str, str]], str | None]] = {

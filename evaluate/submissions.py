@@ -12,10 +12,10 @@ from typing import Any
 
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate.answers import DISCIPLINES
+from cwdpo_bench.evaluate.nocaps import DOMAINS
 from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE, OPEN, CaptionSample, ChoiceSample
 from cwdpo_bench.files import read_json
 
-DOMAINS = ("in-domain", "near-domain", "out-domain")
 OTHER = "Other"
 """The discipline of a subject that MMMU does not have."""
 
