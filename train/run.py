@@ -7,13 +7,11 @@ stage's own folder with the Trainer's checkpoints.
 
 from __future__ import annotations
 
-import platform
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,12 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.files import read_json, write_json, write_text
-from cwdpo_bench.train.data import Pair, PreferenceData, fingerprint, read_pairs, split_stages
+from cwdpo_bench.files import write_json, write_text
+from cwdpo_bench.train.data import Pair, read_pairs, split_stages
 from cwdpo_bench.train.dynamics import DynamicsCallback, DynamicsLog, Probe, plot_dynamics
 from cwdpo_bench.train.recipe import CWDPO, Objective, Recipe
+from cwdpo_bench.train.record import new_record, seed_of, take_up
 from cwdpo_bench.train.trainer import (
     CoolingParameters,
     PairCollator,
@@ -121,9 +119,9 @@ def train(
     rejected = any(needs_rejected(objective) for objective in recipe.stages().values())
     rows = read_pairs(data, on_bad_row=recipe.data.on_bad_row, need_rejected=rejected)
     pairs, probe_pairs = _hold_out(recipe, rows.pairs, probe)
-    record = _provenance(recipe, model_name or model, data, rows, probe)
+    record = new_record(recipe, model_name or model, data, rows, probe)
     record["data"].update(pairs=len(pairs), probe_pairs=len(probe_pairs))
-    record = _take_up(output, recipe, record, resume)
+    record = take_up(output, recipe, record, resume)
     if record["status"] == "finished":
         return record
 
@@ -280,12 +278,8 @@ def _save(vlm: VLM, trainer: PreferenceTrainer, folder: Path) -> None:
 def _share_out(recipe: Recipe, pairs: list[Pair]) -> dict[str, list[Pair]]:
     if len(recipe.stages()) == 1:
         return {"stage1": pairs}
-    first, second = split_stages(pairs, recipe.data.stage1_share, _seed(recipe))
+    first, second = split_stages(pairs, recipe.data.stage1_share, seed_of(recipe))
     return {"stage1": first, "stage2": second}
-
-
-def _seed(recipe: Recipe) -> int:
-    return int(recipe.trainer.get("seed", 42))
 
 
 def _hold_out(
@@ -301,62 +295,6 @@ def _hold_out(
             f"{len(pairs)} pairs are too few to hold a tenth out as the probe; name a probe file "
             "with --probe"
         )
-    held_out = set(random.Random(_seed(recipe)).sample(range(len(pairs)), size))
+    held_out = set(random.Random(seed_of(recipe)).sample(range(len(pairs)), size))
     train_pairs = [pair for i, pair in enumerate(pairs) if i not in held_out]
     return train_pairs, [pairs[i] for i in sorted(held_out)]
-
-
-def _provenance(
-    recipe: Recipe, model: str, data: Path, rows: PreferenceData, probe: Path | None
-) -> dict[str, Any]:
-    packages = ("torch", "transformers", "peft", "accelerate")
-    return {
-        "schema": 1,
-        "status": "running",
-        "recipe": recipe.name,
-        "model": {"name": model},
-        "data": {
-            "file": data.name,
-            "fingerprint": rows.fingerprint,
-            "dropped_rows": rows.dropped,
-            "probe_file": None if probe is None else probe.name,
-            "probe_fingerprint": None if probe is None else fingerprint(probe),
-        },
-        "seed": _seed(recipe),
-        "versions": {
-            "cwdpo-bench": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in packages},
-        },
-        "stages": {},
-    }
-
-
-def _take_up(output: Path, recipe: Recipe, record: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """The given record for a new folder, that of the interrupted run for one that holds it.
-
-    Raises:
-        UserError: the folder holds other files, or the run in it is not the one asked for.
-    """
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output}: is a file; name a folder with --output")
-    if not output.is_dir() or not any(output.iterdir()):
-        return record
-    if not (output / "provenance.json").is_file():
-        raise UserError(f"{output}: holds other files; name a new folder with --output")
-    if not resume:
-        raise UserError(f"{output}: holds a run; go on with --resume, or name another folder")
-    found = read_json(output / "provenance.json")
-    for key in ("recipe", "seed"):
-        if found[key] != record[key]:
-            raise UserError(
-                f"{output}: the run there has {key} {found[key]!r}, not {record[key]!r}"
-            )
-    for key in ("fingerprint", "probe_fingerprint"):
-        if found["data"][key] != record["data"][key]:
-            raise UserError(f"{output}: the run there has other data; name another folder")
-    if found["model"]["name"] != record["model"]["name"]:
-        raise UserError(f"{output}: the run there starts from {found['model']['name']!r}")
-    if (output / "recipe.yaml").read_text(encoding="utf-8") != recipe.to_yaml():
-        raise UserError(f"{output}: the recipe there has other values; see its recipe.yaml")
-    return dict(found)

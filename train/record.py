@@ -1,0 +1,76 @@
+"""`provenance.json`: how a checkpoint was made, and whether a run may be taken up again."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cwdpo_bench import __version__
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.files import read_json
+from cwdpo_bench.train.data import PreferenceData, fingerprint
+from cwdpo_bench.train.recipe import Recipe
+
+
+def seed_of(recipe: Recipe) -> int:
+    """The seed of the training, of the stages' shares and of the held-out pairs."""
+    return int(recipe.trainer.get("seed", 42))
+
+
+def new_record(
+    recipe: Recipe, model: str, data: Path, rows: PreferenceData, probe: Path | None
+) -> dict[str, Any]:
+    """What is known of a run before its first step."""
+    packages = ("torch", "transformers", "peft", "accelerate")
+    return {
+        "schema": 1,
+        "status": "running",
+        "recipe": recipe.name,
+        "model": {"name": model},
+        "data": {
+            "file": data.name,
+            "fingerprint": rows.fingerprint,
+            "dropped_rows": rows.dropped,
+            "probe_file": None if probe is None else probe.name,
+            "probe_fingerprint": None if probe is None else fingerprint(probe),
+        },
+        "seed": seed_of(recipe),
+        "versions": {
+            "cwdpo-bench": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "stages": {},
+    }
+
+
+def take_up(output: Path, recipe: Recipe, record: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """The given record for a new folder, that of the interrupted run for one that holds it.
+
+    Raises:
+        UserError: the folder holds other files, or the run in it is not the one asked for.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file; name a folder with --output")
+    if not output.is_dir() or not any(output.iterdir()):
+        return record
+    if not (output / "provenance.json").is_file():
+        raise UserError(f"{output}: holds other files; name a new folder with --output")
+    if not resume:
+        raise UserError(f"{output}: holds a run; go on with --resume, or name another folder")
+    found = read_json(output / "provenance.json")
+    for key in ("recipe", "seed"):
+        if found[key] != record[key]:
+            raise UserError(
+                f"{output}: the run there has {key} {found[key]!r}, not {record[key]!r}"
+            )
+    for key in ("fingerprint", "probe_fingerprint"):
+        if found["data"][key] != record["data"][key]:
+            raise UserError(f"{output}: the run there has other data; name another folder")
+    if found["model"]["name"] != record["model"]["name"]:
+        raise UserError(f"{output}: the run there starts from {found['model']['name']!r}")
+    if (output / "recipe.yaml").read_text(encoding="utf-8") != recipe.to_yaml():
+        raise UserError(f"{output}: the recipe there has other values; see its recipe.yaml")
+    return dict(found)
