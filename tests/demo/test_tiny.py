@@ -148,7 +148,7 @@ class TestBase:
         assert entries[0]["plan"] == json.loads(json.dumps(Plan().__dict__))
         assert entries[-1]["step"] == Plan().steps
         # Converged: the last fifth of the run brings little more.
-        losses = [entry["caption_loss"] for entry in entries[1:]]
+        losses = [entry["caption_loss"] for entry in entries if "step" in entry]
         assert losses[-1] > 0.9 * losses[-len(losses) // 5]
 
 
