@@ -142,7 +142,7 @@ def falsify(
 
 def _changes(description: Description, claim: Claim, rng: random.Random) -> list[Description]:
     if claim == "relation":
-        values = RELATIONS if description.relation else ()
+        values: tuple[str, ...] = RELATIONS if description.relation else ()
         return [replace(description, relation=value) for value in values]
     if claim == "background":
         values = tuple(BACKGROUNDS) if description.background else ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -71,8 +72,8 @@ def build_tiny_vlm(seed: int) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2
 
 def build_processor() -> Qwen2_5_VLProcessor:
     """Tokenizer, image and video processor, and chat template."""
-    patches = {"patch_size": _PATCH, "merge_size": _MERGE, "temporal_patch_size": 2}
-    pixels = {"min_pixels": IMAGE_SIZE**2, "max_pixels": IMAGE_SIZE**2}
+    patches: dict[str, Any] = {"patch_size": _PATCH, "merge_size": _MERGE, "temporal_patch_size": 2}
+    pixels: dict[str, Any] = {"min_pixels": IMAGE_SIZE**2, "max_pixels": IMAGE_SIZE**2}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**patches, **pixels),
         tokenizer=_tokenizer(),
@@ -83,12 +84,14 @@ def build_processor() -> Qwen2_5_VLProcessor:
 
 def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     def token(text: str) -> int:
-        number: int = tokenizer.convert_tokens_to_ids(text)
-        return number
+        return int(tokenizer.convert_tokens_to_ids(text))  # type: ignore[arg-type]
 
     # Layers this narrow start too quietly at the usual 0.02, which suits widths of thousands.
-    start = {"initializer_range": 0.03}
-    ends = {"eos_token_id": token("<|im_end|>"), "pad_token_id": token("<|endoftext|>")}
+    start: dict[str, Any] = {"initializer_range": 0.03}
+    ends: dict[str, Any] = {
+        "eos_token_id": token("<|im_end|>"),
+        "pad_token_id": token("<|endoftext|>"),
+    }
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -152,8 +155,8 @@ def _tokenizer() -> Qwen2Tokenizer:
     bpe = json.loads(raw.to_str())["model"]
     return Qwen2Tokenizer(
         vocab=bpe["vocab"],
-        merges=[tuple(pair) for pair in bpe["merges"]],
-        unk_token=None,
+        merges=[tuple(pair) for pair in bpe["merges"]],  # type: ignore[misc]
+        unk_token=None,  # type: ignore[arg-type]
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=[

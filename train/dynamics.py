@@ -121,7 +121,7 @@ def _summary(
             "the model gives log-probabilities that are not finite on the probe pairs; look at the "
             "starting weights, or lower trainer.learning_rate"
         )
-    row = {
+    row: dict[str, Any] = {
         "chosen_mean_logp": chosen["mean_logp"].mean(),
         "chosen_logp": chosen["logp"].mean(),
         "argmax_mean_logp": chosen["argmax"].mean(),

@@ -64,7 +64,7 @@ def load_vlm(
     base = _base_of(adapter) if adapter.is_file() else name
     try:
         processor_source = name if _has_processor(folder) or base == name else base
-        processor: Any = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        processor: Any = AutoProcessor.from_pretrained(
             processor_source, trust_remote_code=trust_remote_code
         )
         model: Any = AutoModelForImageTextToText.from_pretrained(

@@ -84,7 +84,8 @@ def test_nocaps_has_coco_form_with_domains(world):
     assert all(len(texts) == 10 for texts in captions.values())
     for image in content["images"]:
         assert (world / "nocaps/images" / image["file_name"]).is_file()
-        novel = any(w in " ".join(captions[image["id"]]) for w in "pink brown diamond ring".split())
+        text = " ".join(captions[image["id"]])
+        novel = any(word in text for word in ("pink", "brown", "diamond", "ring"))
         assert novel == (image["domain"] == "out-domain")
 
 
@@ -118,10 +119,8 @@ def test_mmmu_has_the_official_columns(world):
 def test_mmbench_has_the_official_columns_and_some_empty_options(world):
     with (world / "mmbench/MMBench_DEV_EN_V11.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    assert list(rows[0]) == (
-        ["index", "question", "hint", "A", "B", "C", "D"]
-        + ["answer", "category", "l2-category", "image", "split"]
-    )
+    columns = "index question hint A B C D answer category l2-category image split"
+    assert " ".join(rows[0]) == columns
     assert [row["index"] for row in rows] == [str(number) for number in range(12)]
     assert any(row["D"] == "" for row in rows)
     assert any(row["D"] for row in rows)
