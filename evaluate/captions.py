@@ -183,7 +183,8 @@ def _spice(truth: Captions, candidates: Captions) -> tuple[list[float] | None, l
     missing = [jar for jar in _SPICE_JARS if not (_SPICE_FOLDER / jar).is_file()]
     if missing:
         return None, [
-            f"SPICE unavailable: {_SPICE_FOLDER / missing[0]} is missing; "
+            # Without this machine's path: the warning goes into tables that are shared.
+            f"SPICE unavailable: pycocoevalcap/spice/lib/{missing[0]} is missing; "
             "`python -m pycocoevalcap.spice.get_stanford_models` downloads it"
         ]
     # SPICE sorts its images by id; numbers keep their order.
