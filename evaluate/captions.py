@@ -184,7 +184,7 @@ def _spice(truth: Captions, candidates: Captions) -> tuple[list[float] | None, l
     if missing:
         return None, [
             # Without this machine's path: the warning goes into tables that are shared.
-            f"SPICE unavailable: pycocoevalcap/spice/lib/{missing[0]} is missing; "
+            f"SPICE unavailable: pycocoevalcap/spice/{missing[0]} is missing; "
             "`python -m pycocoevalcap.spice.get_stanford_models` downloads it"
         ]
     # SPICE sorts its images by id; numbers keep their order.
