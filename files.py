@@ -5,10 +5,11 @@ JSON is strict: a NaN or an infinity is refused, because other readers refuse it
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,16 @@ def write_json(path: Path, value: Any) -> None:
     except ValueError as error:
         raise UserError(f"{path}: not written, a value is NaN or infinite ({error})") from error
     write_text(path, text + "\n")
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """SHA-256 over the bytes of files, one behind the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _refuse_constant(name: str) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from cwdpo_bench import __version__
@@ -29,7 +27,7 @@ def data_root(cache: Path | None = None, seed: int = 0) -> Path:
         UserError: it cannot be written.
     """
     # Rendering needs pyarrow and Pillow; whoever asks for a path alone should not wait for them.
-    from cwdpo_bench.demo.layouts import write_world
+    from cwdpo_bench.demo.layouts import render_world
 
     if cache is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -38,14 +36,7 @@ def data_root(cache: Path | None = None, seed: int = 0) -> Path:
     if root.is_dir():
         return root
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=cache, prefix=f".{root.name}."))
-        try:
-            write_world(temporary, seed)
-            temporary.chmod(0o755)
-            temporary.rename(root)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        render_world(root, seed)
     except OSError as error:
         # Another process may have finished the same data first; theirs are as good.
         if root.is_dir():

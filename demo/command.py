@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from scipy.special import softmax
 
 from cwdpo_bench import __version__
 from cwdpo_bench.calibration import reliability
@@ -17,7 +17,7 @@ from cwdpo_bench.calibration.plots import reliability_diagram, save_figure
 from cwdpo_bench.demo import base_path
 from cwdpo_bench.demo.layouts import DEFAULT as DEFAULT_SIZES
 from cwdpo_bench.demo.layouts import SMOKE as SMOKE_SIZES
-from cwdpo_bench.demo.layouts import Sizes, write_world
+from cwdpo_bench.demo.layouts import render_world
 from cwdpo_bench.demo.systems import BASE, DEFAULT, SMOKE, SYSTEMS, chosen_learning_rates
 from cwdpo_bench.demo.workers import Job, run_jobs
 from cwdpo_bench.errors import UserError
@@ -49,7 +49,7 @@ def run_demo(
     data = output / "data"
     if not data.is_dir():
         say(f"rendering the world into {data}")
-        _render(data, SMOKE_SIZES if smoke else DEFAULT_SIZES)
+        render_world(data, _DATA_SEED, SMOKE_SIZES if smoke else DEFAULT_SIZES)
     say(f"training and scoring {', '.join((BASE, *SYSTEMS))}")
     run_jobs(demo_jobs(output, seed=seed, smoke=smoke))
 
@@ -113,16 +113,6 @@ def _claim(output: Path, *, seed: int, smoke: bool) -> None:
     write_json(mark, settings)
 
 
-def _render(data: Path, sizes: Sizes) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=data.parent, prefix=".data."))
-    try:
-        write_world(temporary, _DATA_SEED, sizes)
-        temporary.chmod(0o755)
-        temporary.rename(data)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _draw(output: Path) -> None:
     """Dynamics of every recipe, and reliability of every system's option probabilities."""
     plots = output / "plots"
@@ -133,10 +123,8 @@ def _draw(output: Path) -> None:
         )
     for name in (BASE, *SYSTEMS):
         samples = read_run(output / "runs" / name).samples("mmmu").dropna(subset=["option_correct"])
-        logps = samples["option_log_probabilities"]
         # Renormalised over the options, as the calibration metrics are.
-        shares = [np.exp(row - np.logaddexp.reduce(row)) for row in logps]
-        confidence = np.array([share.max() for share in shares])
+        confidence = np.array([softmax(row).max() for row in samples["option_log_probabilities"]])
         bins = reliability(confidence, samples["option_correct"].to_numpy(dtype=bool))
         save_figure(
             reliability_diagram(bins, f"{name}: MMMU layout"), plots / f"reliability-{name}.png"

@@ -18,6 +18,8 @@ import base64
 import csv
 import json
 import random
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +154,18 @@ def write_world(
     _write_benchmarks(root, _Pool("test", random.Random(f"{seed}:test")), sizes.test)
     tuning = _Pool("validation", random.Random(f"{seed}:validation"))
     _write_benchmarks(root / "validation", tuning, sizes.validation)
+
+
+def render_world(folder: Path, seed: int, sizes: Sizes = DEFAULT) -> None:
+    """`write_world` into a folder that is there whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        write_world(temporary, seed, sizes)
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_benchmarks(root: Path, pool: _Pool, sizes: BenchmarkSizes) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cwdpo_bench.demo import base_path
 from cwdpo_bench.demo.command import last_dynamics
-from cwdpo_bench.demo.layouts import write_world
+from cwdpo_bench.demo.layouts import render_world
 from cwdpo_bench.demo.systems import DEFAULT, SYSTEMS, TUNING
 from cwdpo_bench.demo.workers import Job, run_jobs
 from cwdpo_bench.evaluate.results import read_run
@@ -30,7 +30,7 @@ def tune(work: Path, log: Path) -> dict[str, Any]:
     """Try the grid for every system in `work` and write the log; returns the log."""
     data = work / "data"
     if not data.is_dir():
-        write_world(data, DATA_SEED)
+        render_world(data, DATA_SEED)
     jobs = {(system, rate): _job(work, system, rate) for system in SYSTEMS for rate in GRID}
     run_jobs(list(jobs.values()))
     tries = [_outcome(system, rate, job) for (system, rate), job in jobs.items()]

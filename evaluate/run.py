@@ -52,6 +52,7 @@ from cwdpo_bench.evaluate.tasks import (
     first_clusters,
     refuse_doubled_ids,
 )
+from cwdpo_bench.files import sha256_of
 from cwdpo_bench.progress import progress_bar
 from cwdpo_bench.vlm import VLM, load_vlm
 
@@ -191,7 +192,7 @@ def _plan(
 
 
 def _job(task: CaptionTask | ChoiceTask, root: Path, limit: int | None) -> _Job:
-    data = _fingerprint(task.files(root))
+    data = sha256_of(task.files(root))
     job: _Job
     if isinstance(task, CaptionTask):
         job = _CaptionJob(task, first_clusters(task.load(root), limit), data)
@@ -323,13 +324,3 @@ def _provenance(jobs: Sequence[_Job], engine: _Engine) -> dict[str, Any]:
         "data_root": str(engine.root.resolve()),
         "data_sha256": {job.task.name: job.data_sha256 for job in jobs},
     }
-
-
-def _fingerprint(files: Sequence[Path]) -> str:
-    """SHA-256 of the annotation files, one behind the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()

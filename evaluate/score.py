@@ -6,9 +6,7 @@ folder layout of its official code.
 
 from __future__ import annotations
 
-import hashlib
 import platform
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +26,7 @@ from cwdpo_bench.evaluate.submissions import (
     refuse_other_images,
     some_of,
 )
+from cwdpo_bench.files import sha256_of
 
 CAPTION_TASKS = ("coco", "flickr30k", "nocaps")
 PARSE_FAILURES = ("wrong", "random")
@@ -61,7 +60,7 @@ def score_captions_files(
         {
             "task": task,
             "n": len(samples),
-            "references": _sha256([references])[:12],
+            "references": sha256_of([references])[:12],
             "scorer": scorer_signature(),
         }
     )
@@ -131,7 +130,7 @@ def _subject_warnings(files: list[Path]) -> list[str]:
 
 
 def _model(predictions: Path, files: list[Path]) -> dict[str, Any]:
-    return {"name": predictions.resolve().name, "predictions_sha256": _sha256(files)}
+    return {"name": predictions.resolve().name, "predictions_sha256": sha256_of(files)}
 
 
 def _shared_signature() -> str:
@@ -145,10 +144,3 @@ def _provenance(inputs: dict[str, Path]) -> dict[str, Any]:
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
         "inputs": {name: str(path.resolve()) for name, path in inputs.items()},
     }
-
-
-def _sha256(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -7,7 +7,6 @@ Image paths are relative to the data file and may not leave its folder.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.files import sha256_of
 from cwdpo_bench.vlm import Prompt, open_image, path_inside
 
 ImageSource = Path | bytes
@@ -109,12 +109,8 @@ def read_pairs(
 
 def fingerprint(path: Path) -> str:
     """SHA-256 over a file, or over the files of a folder in the order of their names."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return sha256_of(file for file in files if file.is_file())
 
 
 def split_stages(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:

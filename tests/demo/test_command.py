@@ -72,7 +72,7 @@ def test_a_folder_of_a_demo_with_another_seed_is_refused(
     def stop(*_: object) -> None:
         raise UserError("stopped here")
 
-    monkeypatch.setattr(command, "_render", stop)
+    monkeypatch.setattr(command, "render_world", stop)
     with pytest.raises(UserError, match="stopped here"):
         run_demo(tmp_path / "demo", seed=1)
     with pytest.raises(UserError, match="other settings"):

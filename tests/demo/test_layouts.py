@@ -167,7 +167,7 @@ def test_data_root_renders_once_and_leaves_nothing_beside(monkeypatch, tmp_path)
     monkeypatch.setattr(
         layouts,
         "write_world",
-        lambda root, seed: calls.append(seed) or write_world(root, seed, SMOKE),
+        lambda root, seed, _: calls.append(seed) or write_world(root, seed, SMOKE),
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     root = data_root(seed=7)
@@ -178,7 +178,7 @@ def test_data_root_renders_once_and_leaves_nothing_beside(monkeypatch, tmp_path)
 
 
 def test_data_root_that_fails_leaves_no_half(monkeypatch, tmp_path):
-    def full(root, seed):
+    def full(root, seed, sizes):
         (root / "coco").mkdir()
         raise OSError(28, "No space left on device")
 
