@@ -22,11 +22,12 @@ class _Section(BaseModel):
 
 
 class Cooling(_Section):
-    """The weight w_c of the loser's term."""
+    """The weight w_c of the loser's term; `memory` is that of `auto-track`, in pairs."""
 
-    floor: float | Literal["auto"] = "auto"
-    tau: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    floor: float | Literal["auto", "auto-track"] = "auto"
+    tau: Annotated[float, Field(gt=0)] | Literal["auto", "auto-track"] = "auto"
     detach: bool = True
+    memory: Annotated[int, Field(gt=0)] = 256
 
 
 class SFT(_Section):

@@ -23,18 +23,18 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_json, write_text
+from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker, make_cooling
 from cwdpo_bench.train.data import Pair, read_pairs, split_stages
 from cwdpo_bench.train.dynamics import DynamicsCallback, DynamicsLog, Probe, plot_dynamics
 from cwdpo_bench.train.recipe import CWDPO, Objective, Recipe
 from cwdpo_bench.train.record import new_record, seed_of, take_up
 from cwdpo_bench.train.trainer import (
-    CoolingParameters,
     PairCollator,
     PreferenceTrainer,
+    Reference,
     needs_reference,
     needs_rejected,
     reference_scores,
-    resolve_cooling,
 )
 from cwdpo_bench.vlm import VLM, load_vlm
 
@@ -62,7 +62,9 @@ class _Watch:
     every: int
     report: StepReport | None
 
-    def callbacks(self, stage: _Stage, cooling: CoolingParameters | None) -> list[TrainerCallback]:
+    def callbacks(
+        self, stage: _Stage, cooling: CoolingParameters | CoolingTracker | None
+    ) -> list[TrainerCallback]:
         dynamics = DynamicsCallback(
             self.probe,
             self.log,
@@ -72,7 +74,8 @@ class _Watch:
             cooling=None if cooling is None else cooling.weight,
         )
         report = [] if self.report is None else [_ReportCallback(self.report, stage.name)]
-        return [dynamics, *report]
+        tracker = [cooling] if isinstance(cooling, CoolingTracker) else []
+        return [*tracker, dynamics, *report]
 
 
 class _ReportCallback(TrainerCallback):
@@ -150,7 +153,7 @@ def train(
             "objective": objective.kind,
             "pairs": len(stage.pairs),
             "steps": trainer.state.global_step,
-            "cooling": None if cooling is None else cooling._asdict(),
+            "cooling": _cooling_record(cooling),
             "seconds": round(time.monotonic() - started, 1),
         }
         write_json(output / "provenance.json", record)
@@ -162,15 +165,16 @@ def train(
 
 def _train_stage(
     recipe: Recipe, stage: _Stage, vlm: VLM, watch: _Watch, resume: bool
-) -> tuple[PreferenceTrainer, CoolingParameters | None]:
+) -> tuple[PreferenceTrainer, CoolingParameters | CoolingTracker | None]:
     arguments = _training_arguments(recipe, stage)
     collator = PairCollator(vlm.processor, with_rejected=needs_rejected(stage.objective))
-    reference, cooling = None, None
+    reference: Reference | None = None
+    cooling: CoolingParameters | CoolingTracker | None = None
     if needs_reference(stage.objective):
         # The policy of now is the reference: π_ref ← π_θ between the stages (SPEC 1).
         reference = reference_scores(vlm, stage.pairs, arguments.per_device_train_batch_size)
     if isinstance(stage.objective, CWDPO) and reference is not None:
-        cooling = resolve_cooling(stage.objective, reference)
+        cooling = make_cooling(stage.objective.cooling, reference.rejected.mean_logp)
     trainer = PreferenceTrainer(
         model=vlm.model,
         args=arguments,
@@ -187,6 +191,16 @@ def _train_stage(
     with _disk_errors(stage.folder):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return trainer, cooling
+
+
+def _cooling_record(
+    cooling: CoolingParameters | CoolingTracker | None,
+) -> dict[str, Any] | None:
+    """ℓ_floor and τ at the start of a stage, and at its end where they were tracked."""
+    if isinstance(cooling, CoolingTracker):
+        floor, tau, _ = cooling.parameters
+        return {**cooling.start._asdict(), "end": {"floor": floor, "tau": tau}}
+    return None if cooling is None else cooling._asdict()
 
 
 def _last_whole_checkpoint(folder: Path) -> Path | None:

@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedModel, Trainer
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker
 from cwdpo_bench.train.data import Pair
 from cwdpo_bench.train.objectives import (
-    cooling_weight,
     cw_dpo_loss,
     dpo_loss,
     sft_c_loss,
@@ -47,18 +47,6 @@ class Reference(NamedTuple):
 
     chosen: SequenceScores
     rejected: SequenceScores
-
-
-class CoolingParameters(NamedTuple):
-    """ℓ_floor and τ as numbers, with the treatment of the gradient."""
-
-    floor: float
-    tau: float
-    detach: bool
-
-    def weight(self, confidence: torch.Tensor) -> torch.Tensor:
-        """w_c of answers with mean log-probability `confidence`."""
-        return cooling_weight(confidence, floor=self.floor, tau=self.tau, detach=self.detach)
 
 
 def needs_rejected(objective: Objective) -> bool:
@@ -131,26 +119,6 @@ def reference_scores(vlm: VLM, pairs: list[Pair], batch_size: int) -> Reference:
     return Reference(chosen, rejected)
 
 
-def resolve_cooling(objective: CWDPO, reference: Reference) -> CoolingParameters:
-    """Numbers for `auto`: mean and standard deviation of ℓ̄_ref(y_l) over the pairs (SPEC 1).
-
-    Raises:
-        UserError: τ is `auto` and all rejected answers are equally likely, so that it would be 0.
-    """
-    confidence = reference.rejected.mean_logp.double()
-    floor, tau = objective.cooling.floor, objective.cooling.tau
-    if floor == "auto":
-        floor = float(confidence.mean())
-    if tau == "auto":
-        tau = float(confidence.std(correction=0))
-        if tau < 1e-6:
-            raise UserError(
-                "stage2.cooling.tau: auto found no spread among the rejected answers' likelihoods; "
-                "set a number"
-            )
-    return CoolingParameters(float(floor), float(tau), objective.cooling.detach)
-
-
 def loss_and_metrics(
     objective: Objective,
     scores: list[SequenceScores],
@@ -163,7 +131,7 @@ def loss_and_metrics(
         objective: which loss, with its parameters.
         scores: the policy's, of the chosen and (unless for SFT) of the rejected answers.
         reference: the reference's, of the same pairs.
-        cooling: resolved ℓ_floor and τ, for the cooled loss.
+        cooling: ℓ_floor and τ of now, for the cooled loss.
     """
     chosen = scores[0]
     metrics = {"logps/chosen": chosen.logp.mean(), "mean_logps/chosen": chosen.mean_logp.mean()}
@@ -215,7 +183,7 @@ class PreferenceTrainer(Trainer):
         objective: Objective,
         pairs: list[Pair],
         reference: Reference | None,
-        cooling: CoolingParameters | None,
+        cooling: CoolingParameters | CoolingTracker | None,
         **kwargs: Any,
     ) -> None:
         """`reference` and `cooling` belong to `pairs`, in their order."""
@@ -243,7 +211,11 @@ class PreferenceTrainer(Trainer):
                 for side in self._reference
             ]
         scores = _scores(model, _batch(inputs), len(index))
-        loss, metrics = loss_and_metrics(self._objective, scores, reference, self._cooling)
+        cooling = self._cooling
+        now = cooling.parameters if isinstance(cooling, CoolingTracker) else cooling
+        loss, metrics = loss_and_metrics(self._objective, scores, reference, now)
+        if isinstance(cooling, CoolingTracker):
+            cooling.observe(scores[1].mean_logp)
         if not math.isfinite(loss.item()):
             ids = ", ".join(self._pairs[i].id for i in index.tolist())
             raise UserError(

@@ -213,22 +213,31 @@ class _Interrupted(Exception):
     """Stands for the moment at which a run is cut off."""
 
 
-@pytest.mark.parametrize("moment", [("stage1", 3), ("stage2", 1), ("stage2", 3)])
+@pytest.mark.parametrize(
+    ("moment", "cooling"),
+    [
+        (("stage1", 3), "auto"),
+        (("stage2", 1), "auto"),
+        (("stage2", 3), "auto"),
+        (("stage2", 3), "auto-track"),
+    ],
+)
 def test_an_interrupted_run_goes_on_to_the_same_weights(
-    moment: tuple[str, int], run: Callable[..., dict[str, Any]], tmp_path: Path
+    moment: tuple[str, int], cooling: str, run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    longer = "trainer.num_train_epochs=2"
-    whole = run("cw-dpo", longer, output="whole")
+    longer = ["trainer.num_train_epochs=2", "stage2.cooling.memory=8"]
+    longer += [f"stage2.cooling.{key}={cooling}" for key in ("floor", "tau")]
+    whole = run("cw-dpo", *longer, output="whole")
 
     def cut(stage: str, step: int, last: int, loss: float | None) -> None:
         if (stage, step) == moment:
             raise _Interrupted
 
     with pytest.raises(_Interrupted):
-        run("cw-dpo", longer, output="cut", report=cut)
+        run("cw-dpo", *longer, output="cut", report=cut)
     with pytest.raises(UserError, match="--resume"):
-        run("cw-dpo", longer, output="cut")
-    resumed = run("cw-dpo", longer, output="cut", resume=True)
+        run("cw-dpo", *longer, output="cut")
+    resumed = run("cw-dpo", *longer, output="cut", resume=True)
     assert resumed["stages"]["stage2"]["cooling"] == whole["stages"]["stage2"]["cooling"]
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     for name in a:
@@ -236,7 +245,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     tables = [pd.read_parquet(tmp_path / name / "dynamics.parquet") for name in ("whole", "cut")]
     pd.testing.assert_frame_equal(*tables)
     # A finished run is left as it is.
-    assert run("cw-dpo", longer, output="cut", resume=True) == resumed
+    assert run("cw-dpo", *longer, output="cut", resume=True) == resumed
+    assert ("end" in resumed["stages"]["stage2"]["cooling"]) == (cooling == "auto-track")
 
 
 def test_a_folder_of_another_run_is_not_resumed(
