@@ -1,13 +1,15 @@
-"""What several rooms' tests share: a saved tiny model, built once a session."""
+"""What several rooms' tests share: saved tiny models of two families, built once a session."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
-from cwdpo_bench.demo.tiny import build_tiny_vlm
+from cwdpo_bench.demo.tiny import build_processor, build_tiny_vlm
 
 # Tests do not time: on a busy machine an example that is slow once proves nothing.
 settings.register_profile("untimed", deadline=None)
@@ -19,6 +21,84 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained Qwen2.5-VL of the demo's size, saved with its processor."""
     folder = tmp_path_factory.mktemp("tiny-vlm")
     model, processor = build_tiny_vlm(seed=0)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+IDEFICS3_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ ' ' + part['text'] }}{% endif %}"
+    "{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+def build_tiny_idefics3(seed: int) -> tuple[Any, Any]:
+    """An untrained Idefics3 (SmolVLM's architecture) with its real processor, from its config.
+
+    A family that is not packed: token type ids and M-RoPE are missing, a row's images lie in one
+    block [1, images, C, H, W] and a picture larger than the tower's is cut into tiles.
+    """
+    from transformers import (
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessor,
+        Idefics3Processor,
+    )
+
+    tokenizer = build_processor().tokenizer
+    tiles = [f"<row_{i + 1}_col_{j + 1}>" for i in range(6) for j in range(6)]
+    special = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *tiles]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    size = {"longest_edge": 56}
+    processor = Idefics3Processor(
+        image_processor=Idefics3ImageProcessor(size=size, max_image_size=size),
+        tokenizer=tokenizer,
+        image_seq_len=4,
+        chat_template=IDEFICS3_TEMPLATE,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Idefics3ForConditionalGeneration(
+            Idefics3Config(
+                text_config={
+                    "model_type": "llama",
+                    "vocab_size": len(tokenizer),
+                    "hidden_size": 64,
+                    "intermediate_size": 128,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 4,
+                    "num_key_value_heads": 2,
+                    "max_position_embeddings": 1024,
+                    "pad_token_id": tokenizer.pad_token_id,
+                    "eos_token_id": tokenizer.eos_token_id,
+                    "bos_token_id": None,
+                    "initializer_range": 0.1,
+                },
+                vision_config={
+                    "hidden_size": 32,
+                    "intermediate_size": 64,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "image_size": 56,
+                    "patch_size": 14,
+                },
+                scale_factor=2,
+                image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+                pad_token_id=tokenizer.pad_token_id,
+                tie_word_embeddings=True,
+            )
+        )
+    return model, processor
+
+
+@pytest.fixture(scope="session")
+def tiny_plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model of a family that is not packed."""
+    folder = tmp_path_factory.mktemp("tiny-idefics3")
+    model, processor = build_tiny_idefics3(seed=0)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -1,9 +1,19 @@
 """A vision-language model as training and evaluation both need it.
 
-Loading, images, batches, the one log-probability operation, and greedy generation.
+Loading, images, batches (plain and packed), the one log-probability operation, and greedy
+generation.
 """
 
-from cwdpo_bench.vlm.batch import Batch, Prompt, append_completions, build_batch, encode_prompts
+from cwdpo_bench.vlm.batch import (
+    Batch,
+    EncodedPrompt,
+    Prompt,
+    append_completions,
+    build_batch,
+    encode_prompt,
+    encode_prompts,
+    merge_prompts,
+)
 from cwdpo_bench.vlm.generation import Generation, TokenScores, generate, score_completions
 from cwdpo_bench.vlm.images import open_image, path_inside
 from cwdpo_bench.vlm.logprobs import (
@@ -17,27 +27,42 @@ from cwdpo_bench.vlm.logprobs import (
     token_statistics,
 )
 from cwdpo_bench.vlm.model import VLM, load_vlm
+from cwdpo_bench.vlm.packing import (
+    batch_completions,
+    build_branches,
+    pack_completions,
+    packing_refusal,
+    with_positions,
+)
 
 __all__ = [
     "VLM",
     "Batch",
     "Distribution",
+    "EncodedPrompt",
     "Generation",
     "Prompt",
     "TokenScores",
     "TokenStatistics",
     "append_completions",
     "average_confidence",
+    "batch_completions",
     "build_batch",
+    "build_branches",
     "completion_hidden",
     "completion_statistics",
+    "encode_prompt",
     "encode_prompts",
     "generate",
     "load_vlm",
+    "merge_prompts",
     "open_image",
     "output_head",
+    "pack_completions",
+    "packing_refusal",
     "path_inside",
     "score_completions",
     "sequence_logps",
     "token_statistics",
+    "with_positions",
 ]

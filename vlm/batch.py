@@ -2,7 +2,7 @@
 
 Layout of a row: `left padding | prompt | completion | right padding`. Every prompt of a batch ends
 at the same column, so the completions are one block of columns for any model family, and the head
-is applied to that block alone.
+is applied to that block alone. `vlm/packing.py` puts several completions behind one prompt.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from torch.nn.functional import pad
 
 
 class Prompt(NamedTuple):
@@ -30,16 +31,35 @@ class Batch:
         inputs: what the model's forward takes; `input_ids` is [B, P + L], P the prompts' width.
         targets: [B, L] completion token ids, 0 where padded.
         mask: [B, L] True on completion tokens, the end-of-turn token included.
+        segments: of a packed batch alone, [R, S] for its R rows of S tokens: 0 on padding, 1 on
+            the prompt, 2, 3, … on the completions behind it.
+        columns: of a packed batch alone, [B, L] positions in the flattened [R · S] tokens of the
+            hidden states that predict the targets.
     """
 
     inputs: dict[str, torch.Tensor]
     targets: torch.Tensor
     mask: torch.Tensor
+    segments: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+
+    def tensors(self) -> dict[str, Any]:
+        """The fields that are there, by name: what a collator returns; `Batch(**…)` undoes it."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        moved = {name: value.to(device) for name, value in self.inputs.items()}
-        return Batch(moved, self.targets.to(device), self.mask.to(device))
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        rest = {
+            name: value.to(device) for name, value in self.tensors().items() if name != "inputs"
+        }
+        return Batch(inputs=inputs, **rest)
+
+
+EncodedPrompt = dict[str, torch.Tensor]
+"""The processor's output for one prompt, a batch of one without padding."""
+
+_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
 
 
 def chat_text(processor: Any, prompt: Prompt) -> str:
@@ -59,6 +79,51 @@ def encode_prompts(processor: Any, prompts: Sequence[Prompt]) -> dict[str, torch
         text=texts, images=images, padding=True, padding_side="left", return_tensors="pt"
     )
     return dict(encoded)
+
+
+def encode_prompt(processor: Any, prompt: Prompt) -> EncodedPrompt:
+    """Run the processor on one prompt; `merge_prompts` makes batches of such."""
+    return encode_prompts(processor, [prompt])
+
+
+def merge_prompts(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """What `encode_prompts` gives for all prompts at once, from each one's own encoding.
+
+    Token rows are padded on the left. Everything else lies along dimension 0 (rows, images or
+    patches, in the prompts' order) and is padded with zeros in the other dimensions: as processors
+    do that hold a row's images in one block [1, images, C, H, W] with a mask of its real pixels.
+    """
+    width = max(prompt["input_ids"].shape[-1] for prompt in prompts)
+    blocks = any(v.ndim == _IMAGE_BLOCK_DIMENSIONS for prompt in prompts for v in prompt.values())
+    merged: dict[str, torch.Tensor] = {}
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt):
+        parts = [prompt[name] for prompt in prompts if name in prompt]
+        if name in _PER_TOKEN:
+            fill = pad_token_id if name == "input_ids" else 0
+            rows = [pad(part, (width - part.shape[-1], 0), value=fill) for part in parts]
+            # [B, P], or [3, B, P] for positions in three dimensions.
+            merged[name] = torch.cat(rows, dim=-2)
+        else:
+            if blocks:
+                # A block needs a row for every prompt, all zeros where it has no image.
+                empty = torch.zeros_like(parts[0][:, :1])
+                parts = [prompt.get(name, empty) for prompt in prompts]
+            merged[name] = torch.cat(_to_common_shape(parts))
+    return merged
+
+
+_IMAGE_BLOCK_DIMENSIONS = 5
+
+
+def _to_common_shape(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    padded = []
+    for part in parts:
+        missing = [full - size for full, size in zip(shape, part.shape[1:], strict=True)]
+        # `pad` counts from the last dimension on, a pair (before, after) each.
+        ends = [n for count in reversed(missing) for n in (0, count)]
+        padded.append(pad(part, ends) if any(ends) else part)
+    return padded
 
 
 def completion_ids(tokenizer: Any, completion: str) -> list[int]:
@@ -90,12 +155,8 @@ def append_completions(
     # Along dimension 0 lie rows, images or patches, always in the prompts' order: to repeat the
     # whole tensor repeats the batch for every processor.
     inputs = {name: torch.cat([value] * repeats) for name, value in prompt_inputs.items()}
-    length = max(len(ids) for ids in completions)
-    targets = torch.zeros(len(completions), length, dtype=torch.long)
-    mask = torch.zeros(len(completions), length, dtype=torch.bool)
-    for row, ids in enumerate(completions):
-        targets[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = True
+    inputs.pop("position_ids", None)
+    targets, mask = pad_completions(completions)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], targets], dim=1)
     inputs["attention_mask"] = torch.cat(
         [inputs["attention_mask"], mask.to(inputs["attention_mask"].dtype)], dim=1
@@ -104,3 +165,14 @@ def append_completions(
         if name in inputs:
             inputs[name] = torch.cat([inputs[name], torch.zeros_like(targets)], dim=1)
     return Batch(inputs=inputs, targets=targets, mask=mask)
+
+
+def pad_completions(completions: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [N, L] of N completions, 0 where padded, and the mask of their tokens."""
+    length = max(len(ids) for ids in completions)
+    targets = torch.zeros(len(completions), length, dtype=torch.long)
+    mask = torch.zeros(len(completions), length, dtype=torch.bool)
+    for row, ids in enumerate(completions):
+        targets[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = True
+    return targets, mask

@@ -29,6 +29,12 @@ class VLM:
         return self.processor.tokenizer
 
     @property
+    def pad_token_id(self) -> int:
+        """The token that fills rows up; the end-of-turn token where the tokenizer has none."""
+        token = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if token is None else token)
+
+    @property
     def device(self) -> torch.device:
         """Where the model's first parameter lies."""
         device: torch.device = next(self.model.parameters()).device
