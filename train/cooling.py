@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.train.objectives import cooling_weight
-from cwdpo_bench.train.recipe import Cooling
+from cwdpo_bench.train.sections import Cooling
 
 LEAST_TAU = 1e-6
 """Below it the rejected answers count as equally likely."""

@@ -1,12 +1,14 @@
 """Preference data: rows in, checked `Pair`s out; every bad row has a place and a reason.
 
 Formats (TRL's conventions): JSON lines, parquet, or a folder of `datasets`, with `images` (or
-`image`), `prompt`, `chosen`, `rejected`, and an optional `id`; plain strings or lists of messages.
-Image paths are relative to the data file and may not leave its folder.
+`image`), `prompt`, `chosen`, `rejected`; optional `id`, `corrected` (the rejected answer mended)
+and `rejected_images` (image contrast); plain strings or lists of messages. Image paths are relative
+to the data file and may not leave its folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -14,18 +16,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import sha256_of
 from cwdpo_bench.vlm import Prompt, open_image, path_inside
 
-ImageSource = Path | bytes
+
+@dataclass(frozen=True)
+class Masked:
+    """An image of which a share of the pixels, drawn by `seed`, is replaced by its mean color."""
+
+    source: ImageSource
+    share: float
+    seed: str
+
+    def open(self, name: str) -> Image.Image:
+        """Decode and mask; the same pixels every time."""
+        pixels = np.array(_open(self.source, name))
+        rng = np.random.default_rng(list(hashlib.sha256(self.seed.encode()).digest()))
+        hidden = rng.random(pixels.shape[:2]) < self.share
+        pixels[hidden] = pixels.reshape(-1, pixels.shape[-1]).mean(0).round().astype(pixels.dtype)
+        return Image.fromarray(pixels)
+
+
+ImageSource = Path | bytes | Masked
+
+
+def _open(source: ImageSource, name: str) -> Image.Image:
+    return source.open(name) if isinstance(source, Masked) else open_image(source, name=name)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt with its chosen and its rejected answer; images are opened when needed."""
+    """A prompt with its chosen and its rejected answer; images are opened when needed.
+
+    Attributes:
+        id: unique in its file.
+        where: file and line, for messages.
+        images: what the chosen answer describes.
+        prompt: the user's turn.
+        chosen: the better answer.
+        rejected: the worse one, where there is one.
+        corrected: the worse one with its faults mended, where the row brings it.
+        rejected_images: what the rejected answer is judged under, where it is not `images`.
+    """
 
     id: str
     where: str
@@ -33,6 +69,8 @@ class Pair:
     prompt: str
     chosen: str
     rejected: str | None
+    corrected: str | None = None
+    rejected_images: tuple[ImageSource, ...] | None = None
 
     def open(self) -> Prompt:
         """The prompt with its images decoded.
@@ -40,8 +78,7 @@ class Pair:
         Raises:
             UserError: an image is missing or broken; the row is named.
         """
-        images = tuple(open_image(source, name=self.where) for source in self.images)
-        return Prompt(self.prompt, images)
+        return Prompt(self.prompt, tuple(_open(source, self.where) for source in self.images))
 
 
 @dataclass(frozen=True)
@@ -193,25 +230,39 @@ def _dataset_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _pair(row: dict[str, Any], where: str, path: Path, need_rejected: bool) -> Pair:
     prompt = _text(row, "prompt", role="user")
     chosen = _text(row, "chosen", role="assistant")
-    rejected = None
+    root = path.parent if path.is_file() else path
+    images = tuple(_images(row.get("images", row.get("image")), "images", where, root))
+    rejected, rejected_images = None, None
+    if row.get("rejected_images") is not None:
+        rejected_images = tuple(_images(row["rejected_images"], "rejected_images", where, root))
+        if rejected_images == images:
+            raise _BadRow("equal images", "fields images and rejected_images: the same images")
     if need_rejected or row.get("rejected") is not None:
         rejected = _text(row, "rejected", role="assistant")
-        if _normalized(chosen) == _normalized(rejected):
+        if rejected_images is None and normalized(chosen) == normalized(rejected):
             raise _BadRow("equal answers", "fields chosen and rejected: the same answer")
+    corrected = None
+    if row.get("corrected") is not None:
+        corrected = _text(row, "corrected", role="assistant")
+        if rejected is None:
+            raise _BadRow("no rejected", "field corrected: needs the rejected answer it corrects")
     identity = row.get("id")
     if identity is not None and not isinstance(identity, str | int):
         raise _BadRow("bad id", "field id: not a string")
     return Pair(
         id=where.rsplit(" ", 1)[-1] if identity is None else str(identity),
         where=where,
-        images=tuple(_images(row, where, path.parent if path.is_file() else path)),
+        images=images,
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
+        corrected=corrected,
+        rejected_images=rejected_images,
     )
 
 
-def _normalized(text: str) -> str:
+def normalized(text: str) -> str:
+    """The text without what makes no other answer: case, spacing, the full stop at the end."""
     return " ".join(text.lower().split()).rstrip(".")
 
 
@@ -239,8 +290,7 @@ def _last_message(messages: list[Any], field: str, role: str) -> Any:
     return content
 
 
-def _images(row: dict[str, Any], where: str, root: Path) -> Iterator[ImageSource]:
-    value = row.get("images", row.get("image"))
+def _images(value: Any, field: str, where: str, root: Path) -> Iterator[Path | bytes]:
     values = value if isinstance(value, list) else [] if value is None else [value]
     for item in values:
         if isinstance(item, dict):
@@ -251,19 +301,19 @@ def _images(row: dict[str, Any], where: str, root: Path) -> Iterator[ImageSource
             try:
                 path = path_inside(root, item, name=where)
             except UserError as error:
-                raise _BadRow("image outside", f"field images: {item!r} leaves {root}") from error
-            _check_header(path, item)
+                raise _BadRow("image outside", f"field {field}: {item!r} leaves {root}") from error
+            _check_header(path, item, field)
             yield path
         else:
-            raise _BadRow("bad image", "field images: neither a path nor bytes")
+            raise _BadRow("bad image", f"field {field}: neither a path nor bytes")
 
 
-def _check_header(path: Path, written: str) -> None:
+def _check_header(path: Path, written: str, field: str) -> None:
     """Find missing and foreign files before training starts; pixels are decoded when needed."""
     try:
         with Image.open(path):
             pass
     except FileNotFoundError as error:
-        raise _BadRow("missing image", f"field images: {written!r} does not exist") from error
+        raise _BadRow("missing image", f"field {field}: {written!r} does not exist") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _BadRow("broken image", f"field images: {written!r} is not an image") from error
+        raise _BadRow("broken image", f"field {field}: {written!r} is not an image") from error

@@ -1,10 +1,15 @@
 """The objectives as pure functions of log-probabilities (SPEC 1 and 3).
 
+What a function gets is told by its parameters' names (`train/terms.py`): terms by position, the
+keys of its recipe section by keyword.
+
 Shapes: B pairs. `delta_chosen` and `delta_rejected` are Δ(y) = log π_θ(y|χ) − log π_ref(y|χ), sums
 over the answer's tokens in nats; `nll_*` are negative log-likelihoods a pair. All fp32.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch.nn.functional import logsigmoid
@@ -67,3 +72,12 @@ def cw_dpo_loss(
     With w_c = 1 it is `dpo_loss`; with w_c = 0 only the winner's term is left.
     """
     return dpo_loss(delta_chosen, cooling * delta_rejected, beta=beta)
+
+
+OBJECTIVES: dict[str, Callable[..., torch.Tensor]] = {
+    "sft": sft_loss,
+    "sft-c": sft_c_loss,
+    "dpo": dpo_loss,
+    "cw-dpo": cw_dpo_loss,
+}
+"""By the `kind` of a recipe's section."""

@@ -9,99 +9,16 @@ import dataclasses
 import re
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cwdpo_bench.errors import UserError, nearest
+from cwdpo_bench.train.sections import Data, Dynamics, Lora, Model, Objective, Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Cooling(_Section):
-    """The weight w_c of the loser's term; `memory` is that of `auto-track`, in pairs."""
-
-    floor: float | Literal["auto", "auto-track"] = "auto"
-    tau: Annotated[float, Field(gt=0)] | Literal["auto", "auto-track"] = "auto"
-    detach: bool = True
-    memory: Annotated[int, Field(gt=0)] = 256
-
-
-class SFT(_Section):
-    """Plain supervised fine-tuning on the chosen answers."""
-
-    kind: Literal["sft"]
-    nll: Literal["mean", "sum"] = "mean"
-    trainer: dict[str, Any] = {}
-
-
-class SFTC(_Section):
-    """Constrained smooth SFT; `lambda` and `threshold` are λ and C."""
-
-    kind: Literal["sft-c"]
-    nll: Literal["mean", "sum"] = "mean"
-    weight: Annotated[float, Field(ge=0, alias="lambda")] = 0.1
-    threshold: float = 1.0
-    trainer: dict[str, Any] = {}
-
-
-class DPO(_Section):
-    """Direct preference optimization."""
-
-    kind: Literal["dpo"]
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    trainer: dict[str, Any] = {}
-
-
-class CWDPO(_Section):
-    """The cooled preference loss."""
-
-    kind: Literal["cw-dpo"]
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    cooling: Cooling = Cooling()
-    trainer: dict[str, Any] = {}
-
-
-Objective = Annotated[SFT | SFTC | DPO | CWDPO, Field(discriminator="kind")]
-
-
-class Data(_Section):
-    """How the preference rows are read and shared among the stages."""
-
-    on_bad_row: Literal["stop", "skip"] = "stop"
-    stage1_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
-
-
-class Model(_Section):
-    """How the model is loaded."""
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    trust_remote_code: bool = False
-
-
-class Lora(_Section):
-    """Low-rank adapters (peft); off means full fine-tuning."""
-
-    enabled: bool = False
-    r: Annotated[int, Field(gt=0)] = 16
-    alpha: Annotated[int, Field(gt=0)] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: str | list[str] = (
-        r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-    )
-
-
-class Dynamics(_Section):
-    """The probe: how often, on how many held-out pairs."""
-
-    every: Annotated[int, Field(gt=0)] = 50
-    pairs: Annotated[int, Field(gt=0)] = 64
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """A whole recipe: one `objective`, or `stage1` and `stage2`."""
 
     name: str
@@ -112,7 +29,7 @@ class Recipe(_Section):
     stage1: Objective | None = None
     stage2: Objective | None = None
     dynamics: Dynamics = Dynamics()
-    trainer: dict[str, Any] = {}
+    trainer: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_or_two_stages(self) -> Recipe:
@@ -213,33 +130,57 @@ def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
 
 
 def _explain(error: Any) -> str:
-    # A discriminated union puts its tag between the key and the field: users did not write it.
-    tags = {"sft", "sft-c", "dpo", "cw-dpo", "float", "constrained-float"}
-    path = [str(part) for part in error["loc"] if str(part) not in tags]
+    section, path = _walk(error["loc"])
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {nearest(path[-1], _known_keys(error['loc']))}"
+        return f"unknown key {key!r}; {nearest(path[-1], _fields(section))}"
+    if error["type"] == "union_tag_invalid":
+        return f"{key}.kind: unknown {error['ctx']['tag']!r}; {nearest(error['ctx']['tag'], KINDS)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
 
 
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """The keys that may stand where an unknown one was found."""
-    sections: dict[str, type[BaseModel]] = {
-        "sft": SFT,
-        "sft-c": SFTC,
-        "dpo": DPO,
-        "cw-dpo": CWDPO,
-        "cooling": Cooling,
-        "data": Data,
-        "model": Model,
-        "lora": Lora,
-        "dynamics": Dynamics,
-    }
+def _fields(section: type[BaseModel]) -> dict[str, Any]:
+    """Annotations by the keys that may stand in a section."""
+    return {f.alias or name: f.annotation for name, f in section.model_fields.items()}
+
+
+def _walk(location: tuple[Any, ...]) -> tuple[type[BaseModel], list[str]]:
+    """The section in which an error lies, and the path of its key as users write it.
+
+    Pydantic puts the tags of unions between the keys; users did not write those.
+    """
     section: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        section = sections.get(str(part), section)
-    return [field.alias or name for name, field in section.model_fields.items()]
+    path: list[str] = []
+    tagged: dict[str, type[BaseModel]] = {}
+    for part in map(str, location):
+        if part in tagged:
+            section, tagged = tagged[part], {}
+            continue
+        path.append(part)
+        nested = _sections_in(_fields(section).get(part))
+        if not nested:
+            break
+        if len(nested) == 1:
+            section = nested[0]
+        else:
+            tagged = {_kind_of(choice): choice for choice in nested}
+    return section, path
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]
+
+
+def _kind_of(section: type[BaseModel]) -> str:
+    kinds = get_args(section.model_fields["kind"].annotation)
+    return str(kinds[0]) if kinds else "custom"
+
+
+KINDS = [kind for kind in map(_kind_of, _sections_in(Objective)) if kind != "custom"]
+"""The objectives that the package brings."""
 
 
 def _check_trainer(trainer: dict[str, Any], source: str) -> None:

@@ -26,14 +26,14 @@ from cwdpo_bench.files import write_json, write_text
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker, make_cooling
 from cwdpo_bench.train.data import Pair, read_pairs, split_stages
 from cwdpo_bench.train.dynamics import DynamicsCallback, DynamicsLog, Probe, plot_dynamics
-from cwdpo_bench.train.recipe import CWDPO, Objective, Recipe
+from cwdpo_bench.train.recipe import Recipe
 from cwdpo_bench.train.record import new_record, seed_of, take_up
+from cwdpo_bench.train.sections import CWDPO, Objective
+from cwdpo_bench.train.terms import needed_views, needs_reference, needs_rejected
 from cwdpo_bench.train.trainer import (
     PairCollator,
     PreferenceTrainer,
     Reference,
-    needs_reference,
-    needs_rejected,
     reference_scores,
 )
 from cwdpo_bench.vlm import VLM, load_vlm
@@ -167,14 +167,15 @@ def _train_stage(
     recipe: Recipe, stage: _Stage, vlm: VLM, watch: _Watch, resume: bool
 ) -> tuple[PreferenceTrainer, CoolingParameters | CoolingTracker | None]:
     arguments = _training_arguments(recipe, stage)
-    collator = PairCollator(vlm.processor, with_rejected=needs_rejected(stage.objective))
+    views = needed_views(stage.objective)
+    collator = PairCollator(vlm.processor, views)
     reference: Reference | None = None
     cooling: CoolingParameters | CoolingTracker | None = None
     if needs_reference(stage.objective):
         # The policy of now is the reference: π_ref ← π_θ between the stages (SPEC 1).
-        reference = reference_scores(vlm, stage.pairs, arguments.per_device_train_batch_size)
+        reference = reference_scores(vlm, stage.pairs, arguments.per_device_train_batch_size, views)
     if isinstance(stage.objective, CWDPO) and reference is not None:
-        cooling = make_cooling(stage.objective.cooling, reference.rejected.mean_logp)
+        cooling = make_cooling(stage.objective.cooling, reference["rejected"].mean_logp)
     trainer = PreferenceTrainer(
         model=vlm.model,
         args=arguments,

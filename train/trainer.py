@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer
@@ -16,13 +16,16 @@ from transformers import PreTrainedModel, Trainer
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker
 from cwdpo_bench.train.data import Pair
-from cwdpo_bench.train.objectives import (
-    cw_dpo_loss,
-    dpo_loss,
-    sft_c_loss,
-    sft_loss,
+from cwdpo_bench.train.sections import Objective
+from cwdpo_bench.train.terms import SequenceScores, loss_and_metrics, needed_views
+from cwdpo_bench.train.views import (
+    FROZEN,
+    REJECTED,
+    answer_of,
+    by_image,
+    has_image_contrast,
+    under_image,
 )
-from cwdpo_bench.train.recipe import CWDPO, DPO, SFT, SFTC, Objective
 from cwdpo_bench.vlm import (
     VLM,
     Batch,
@@ -34,140 +37,81 @@ from cwdpo_bench.vlm import (
 )
 from cwdpo_bench.vlm.batch import completion_ids
 
-
-class SequenceScores(NamedTuple):
-    """Of B answers, each [B] in nats: the summed log-probability and the mean a token (ℓ̄)."""
-
-    logp: torch.Tensor
-    mean_logp: torch.Tensor
-
-
-class Reference(NamedTuple):
-    """The reference policy's scores of all pairs of a stage, in the pairs' order."""
-
-    chosen: SequenceScores
-    rejected: SequenceScores
-
-
-def needs_rejected(objective: Objective) -> bool:
-    """Whether the objective reads the rejected answers."""
-    return not isinstance(objective, SFT)
-
-
-def needs_reference(objective: Objective) -> bool:
-    """Whether the objective compares with a reference policy."""
-    return isinstance(objective, DPO | CWDPO)
+Reference = dict[str, SequenceScores]
+"""The reference policy's scores of all pairs of a stage, by view, in the pairs' order."""
 
 
 class PairCollator:
-    """Turns (index, pair) items into tensors: chosen rows first, then the rejected rows."""
+    """Turns (index, pair) items into tensors: a batch for every image that the views stand under.
 
-    def __init__(self, processor: Any, *, with_rejected: bool) -> None:
-        """`with_rejected` adds the rejected rows."""
-        self._processor, self._with_rejected = processor, with_rejected
+    The batch of an image holds a block of rows a view, in the views' order.
+    """
+
+    def __init__(self, processor: Any, views: Sequence[str]) -> None:
+        """`views` are names of `train/views.py`."""
+        self._processor, self._views = processor, views
 
     def __call__(self, items: Sequence[tuple[int, Pair]]) -> dict[str, Any]:
         """One batch; `index` says which pairs it holds."""
         pairs = [pair for _, pair in items]
-        answers = [pair.chosen for pair in pairs]
-        if self._with_rejected:
-            answers += [pair.rejected for pair in pairs if pair.rejected is not None]
-        ids = [completion_ids(self._processor.tokenizer, answer) for answer in answers]
-        batch = append_completions(
-            encode_prompts(self._processor, [pair.open() for pair in pairs]), ids
-        )
-        index = torch.tensor([position for position, _ in items])
-        return {**vars(batch), "index": index}
+        collated: dict[str, Any] = {"index": torch.tensor([position for position, _ in items])}
+        groups = by_image(self._views, contrast=has_image_contrast(pairs))
+        for image, views in groups.items():
+            shown = [under_image(pair, image) for pair in pairs]
+            answers = [answer_of(pair, view) for view in views for pair in pairs]
+            ids = [completion_ids(self._processor.tokenizer, answer) for answer in answers]
+            prompts = encode_prompts(self._processor, [pair.open() for pair in shown])
+            collated[image] = append_completions(prompts, ids).tensors()
+        return collated
 
 
-def _batch(collated: dict[str, Any]) -> Batch:
-    """The batch in a collator's output; the Trainer moves plain dictionaries of tensors only."""
-    return Batch(collated["inputs"], collated["targets"], collated["mask"])
-
-
-def _scores(model: Any, batch: Batch, pairs: int) -> list[SequenceScores]:
-    """Scores of the chosen rows and, where the batch holds them, of the rejected rows."""
-    logps = completion_statistics(model, batch).logps
-    sums, means = sequence_logps(logps), average_confidence(logps, batch.mask)
-    return [
-        SequenceScores(sums[start : start + pairs], means[start : start + pairs])
-        for start in range(0, len(sums), pairs)
-    ]
+def _scores(model: Any, collated: dict[str, Any], views: Sequence[str]) -> Reference:
+    """Scores of every view in a collator's output."""
+    scores: Reference = {}
+    pairs = len(collated["index"])
+    groups = by_image(views, contrast=REJECTED in collated)
+    for image, members in groups.items():
+        # The Trainer moves plain dictionaries of tensors only.
+        batch = Batch(**collated[image])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and image not in FROZEN):
+            logps = completion_statistics(model, batch).logps
+        sums, means = sequence_logps(logps), average_confidence(logps, batch.mask)
+        for i, view in enumerate(members):
+            rows = slice(i * pairs, (i + 1) * pairs)
+            scores[view] = SequenceScores(sums[rows], means[rows])
+    return scores
 
 
 @torch.no_grad()
-def reference_scores(vlm: VLM, pairs: list[Pair], batch_size: int) -> Reference:
+def reference_scores(
+    vlm: VLM, pairs: list[Pair], batch_size: int, views: Sequence[str] = ("chosen", "rejected")
+) -> Reference:
     """Score every pair under the policy of now, which a stage then keeps as its reference.
 
     With LoRA the policy of now is base plus adapter as the stage before left it, so the reference
     is that frozen adapter and never the bare base.
     """
-    collate = PairCollator(vlm.processor, with_rejected=True)
+    collate = PairCollator(vlm.processor, views)
     training = vlm.model.training
     vlm.model.eval()
-    parts: list[list[SequenceScores]] = []
+    parts: list[Reference] = []
     indexed = list(enumerate(pairs))
     for start in range(0, len(indexed), batch_size):
-        part = indexed[start : start + batch_size]
-        batch = _batch(collate(part)).to(vlm.device)
-        parts.append(_scores(vlm.model, batch, len(part)))
+        collated = collate(indexed[start : start + batch_size])
+        parts.append(_scores(vlm.model, _to_device(collated, vlm.device), views))
     vlm.model.train(training)
-    chosen, rejected = (
-        SequenceScores(*(torch.cat(column).cpu() for column in zip(*side, strict=True)))
-        for side in zip(*parts, strict=True)
-    )
-    return Reference(chosen, rejected)
-
-
-def loss_and_metrics(
-    objective: Objective,
-    scores: list[SequenceScores],
-    reference: list[SequenceScores] | None,
-    cooling: CoolingParameters | None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The scalar loss of a batch, and what is logged of it.
-
-    Args:
-        objective: which loss, with its parameters.
-        scores: the policy's, of the chosen and (unless for SFT) of the rejected answers.
-        reference: the reference's, of the same pairs.
-        cooling: ℓ_floor and τ of now, for the cooled loss.
-    """
-    chosen = scores[0]
-    metrics = {"logps/chosen": chosen.logp.mean(), "mean_logps/chosen": chosen.mean_logp.mean()}
-    if isinstance(objective, SFT):
-        return sft_loss(_nll(objective, chosen)), metrics
-    rejected = scores[1]
-    metrics["logps/rejected"] = rejected.logp.mean()
-    metrics["mean_logps/rejected"] = rejected.mean_logp.mean()
-    if isinstance(objective, SFTC):
-        nll_rejected = _nll(objective, rejected)
-        loss = sft_c_loss(
-            _nll(objective, chosen),
-            nll_rejected,
-            weight=objective.weight,
-            threshold=objective.threshold,
+    return {
+        view: SequenceScores(
+            *(torch.cat(column).cpu() for column in zip(*(p[view] for p in parts), strict=True))
         )
-        metrics["penalty/active"] = (nll_rejected.mean() < objective.threshold).float()
-        return loss, metrics
-    assert reference is not None
-    delta_chosen = chosen.logp - reference[0].logp
-    delta_rejected = rejected.logp - reference[1].logp
-    margin = delta_chosen - delta_rejected
-    metrics["rewards/chosen"] = objective.beta * delta_chosen.mean()
-    metrics["rewards/rejected"] = objective.beta * delta_rejected.mean()
-    metrics["rewards/margins"] = objective.beta * margin.mean()
-    metrics["rewards/accuracies"] = (margin > 0).float().mean()
-    if isinstance(objective, DPO):
-        return dpo_loss(delta_chosen, delta_rejected, beta=objective.beta).mean(), metrics
-    assert cooling is not None
-    weight = cooling.weight(rejected.mean_logp)
-    metrics["cooling/mean"] = weight.mean()
-    return cw_dpo_loss(delta_chosen, delta_rejected, weight, beta=objective.beta).mean(), metrics
+        for view in views
+    }
 
 
-def _nll(objective: SFT | SFTC, scores: SequenceScores) -> torch.Tensor:
-    return -(scores.mean_logp if objective.nll == "mean" else scores.logp)
+def _to_device(collated: Any, device: torch.device) -> Any:
+    if isinstance(collated, dict):
+        return {name: _to_device(value, device) for name, value in collated.items()}
+    return collated.to(device)
 
 
 class PreferenceTrainer(Trainer):
@@ -189,6 +133,7 @@ class PreferenceTrainer(Trainer):
         """`reference` and `cooling` belong to `pairs`, in their order."""
         super().__init__(train_dataset=list(enumerate(pairs)), **kwargs)
         self._objective, self._pairs = objective, pairs
+        self._views = needed_views(objective)
         self._reference, self._cooling = reference, cooling
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
         # Our loss is a mean over the micro-batch: the Trainer divides by the accumulation steps.
@@ -204,18 +149,19 @@ class PreferenceTrainer(Trainer):
     ) -> Any:
         """The objective's loss; stops with the batch's ids where it is not finite."""
         index = inputs["index"].cpu()
+        scores = _scores(model, inputs, self._views)
         reference = None
         if self._reference is not None:
-            reference = [
-                SequenceScores(*(column[index].to(inputs["mask"].device) for column in side))
-                for side in self._reference
-            ]
-        scores = _scores(model, _batch(inputs), len(index))
+            device = inputs["index"].device
+            reference = {
+                view: SequenceScores(*(column[index].to(device) for column in columns))
+                for view, columns in self._reference.items()
+            }
         cooling = self._cooling
         now = cooling.parameters if isinstance(cooling, CoolingTracker) else cooling
         loss, metrics = loss_and_metrics(self._objective, scores, reference, now)
         if isinstance(cooling, CoolingTracker):
-            cooling.observe(scores[1].mean_logp)
+            cooling.observe(scores["rejected"].mean_logp)
         if not math.isfinite(loss.item()):
             ids = ", ".join(self._pairs[i].id for i in index.tolist())
             raise UserError(

@@ -16,7 +16,7 @@ from cwdpo_bench.train.cooling import (
     make_cooling,
     resolve_cooling,
 )
-from cwdpo_bench.train.recipe import Cooling
+from cwdpo_bench.train.sections import Cooling
 
 
 def _confidence(number: int = 100, seed: int = 0) -> torch.Tensor:

@@ -68,7 +68,27 @@ def test_parquet_and_datasets_folders_read_as_json_lines_do(tmp_path: Path) -> N
         assert [p.open().images[0].size for p in pairs] == [(8, 8), (8, 8)]
 
 
+def test_a_correction_and_images_of_the_rejected_answer_are_read(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    contrast = {**GOOD, "rejected": GOOD["chosen"], "rejected_images": ["b.png"]}
+    plain, corrected, other = read_pairs(
+        _write(tmp_path, GOOD, {**GOOD, "corrected": "A cat"}, contrast)
+    ).pairs
+    assert (plain.corrected, plain.rejected_images) == (None, None)
+    assert corrected.corrected == "A cat"
+    # The same answer is a pair where the image is another: image contrast.
+    assert other.rejected == other.chosen
+    assert other.rejected_images == ((tmp_path / "b.png").resolve(),)
+
+
 BAD_ROWS = {
+    "no rejected to correct": (
+        {**{k: v for k, v in GOOD.items() if k != "rejected"}, "corrected": "A cat"},
+        "field rejected",
+    ),
+    "empty corrected": ({**GOOD, "corrected": " "}, "field corrected: empty"),
+    "missing rejected image": ({**GOOD, "rejected_images": ["no.png"]}, "field rejected_images"),
+    "equal images": ({**GOOD, "rejected_images": ["a.png"]}, "the same images"),
     "missing chosen": ({k: v for k, v in GOOD.items() if k != "chosen"}, "field chosen: missing"),
     "missing rejected": ({k: v for k, v in GOOD.items() if k != "rejected"}, "field rejected"),
     "missing prompt": ({k: v for k, v in GOOD.items() if k != "prompt"}, "field prompt: missing"),

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.train.recipe import CWDPO, SFTC, load_recipe, parse_recipe, shipped_recipes
+from cwdpo_bench.train.recipe import load_recipe, parse_recipe, shipped_recipes
+from cwdpo_bench.train.sections import CWDPO, SFTC
 
 RECIPES = Path(__file__).parents[2] / "train" / "recipes"
 

@@ -145,8 +145,8 @@ def test_the_reference_of_stage_2_is_the_end_of_stage_1(
     """With LoRA, falling back to the base (adapters off) would show as Δ ≠ 0 at the first step."""
     seen: list[tuple[list[str], Reference]] = []
 
-    def spy(vlm: VLM, pairs: Any, batch_size: int) -> Reference:
-        reference = reference_scores(vlm, pairs, batch_size)
+    def spy(vlm: VLM, pairs: Any, batch_size: int, views: Any) -> Reference:
+        reference = reference_scores(vlm, pairs, batch_size, views)
         seen.append((pairs, reference))
         return reference
 
@@ -163,10 +163,12 @@ def test_the_reference_of_stage_2_is_the_end_of_stage_1(
 
     # And the reference is far from the base, so the test above can fail.
     base = reference_scores(load_vlm(tiny_model_folder), stage2_pairs, 4)
-    assert (base.chosen.logp - reference.chosen.logp).abs().max() > 0.1
+    assert (base["chosen"].logp - reference["chosen"].logp).abs().max() > 0.1
     stage1 = reference_scores(load_vlm(tmp_path / "out" / "stage1"), stage2_pairs, 4)
-    torch.testing.assert_close(stage1.chosen.logp, reference.chosen.logp, atol=1e-4, rtol=0)
-    torch.testing.assert_close(stage1.rejected.logp, reference.rejected.logp, atol=1e-4, rtol=0)
+    torch.testing.assert_close(stage1["chosen"].logp, reference["chosen"].logp, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        stage1["rejected"].logp, reference["rejected"].logp, atol=1e-4, rtol=0
+    )
 
 
 def test_a_lora_checkpoint_is_an_adapter_that_plain_peft_loads(
@@ -194,7 +196,7 @@ def test_auto_cooling_is_mean_and_spread_of_the_reference(
     vlm = load_vlm(tmp_path / "out" / "stage1")
     everything = read_pairs(pairs / "pairs.jsonl").pairs
     _, second = run_module.split_stages(everything, 0.75, 42)
-    confidence = reference_scores(vlm, second, 4).rejected.mean_logp
+    confidence = reference_scores(vlm, second, 4)["rejected"].mean_logp
     assert cooling["floor"] == pytest.approx(confidence.mean().item(), abs=1e-4)
     assert cooling["tau"] == pytest.approx(confidence.std(correction=0).item(), abs=1e-4)
 

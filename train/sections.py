@@ -1,0 +1,139 @@
+"""The sections of a recipe: what each may hold, of which type, with which default.
+
+An objective's section names its parameters; what it minimises is the function of that `kind` in
+`train/objectives.py`, or a function of the user's own where `kind` is `module:function`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+
+from cwdpo_bench.errors import UserError
+
+
+class Section(BaseModel):
+    """Keys of one mapping in a recipe; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Cooling(Section):
+    """The weight w_c of the loser's term; `memory` is that of `auto-track`, in pairs."""
+
+    floor: float | Literal["auto", "auto-track"] = "auto"
+    tau: Annotated[float, Field(gt=0)] | Literal["auto", "auto-track"] = "auto"
+    detach: bool = True
+    memory: Annotated[int, Field(gt=0)] = 256
+
+
+class _Objective(Section):
+    trainer: dict[str, Any] = {}
+
+
+class SFT(_Objective):
+    """Plain supervised fine-tuning on the chosen answers."""
+
+    kind: Literal["sft"]
+    nll: Literal["mean", "sum"] = "mean"
+
+
+class SFTC(_Objective):
+    """Constrained smooth SFT; `lambda` and `threshold` are λ and C."""
+
+    kind: Literal["sft-c"]
+    nll: Literal["mean", "sum"] = "mean"
+    weight: Annotated[float, Field(ge=0, alias="lambda")] = 0.1
+    threshold: float = 1.0
+
+
+class DPO(_Objective):
+    """Direct preference optimization."""
+
+    kind: Literal["dpo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+
+
+class CWDPO(_Objective):
+    """The cooled preference loss."""
+
+    kind: Literal["cw-dpo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    cooling: Cooling = Cooling()
+
+
+class Custom(_Objective):
+    """A function of the user's own; its keyword-only parameters are the section's other keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Annotated[str, StringConstraints(pattern=r"^[\w.]+:\w+$")]
+    nll: Literal["mean", "sum"] = "mean"
+
+    @model_validator(mode="after")
+    def _keys_of_the_function(self) -> Custom:
+        # Reading a recipe of built-in kinds does not load torch.
+        from cwdpo_bench.train.terms import check_custom
+
+        try:
+            check_custom(self.kind, self.model_extra or {})
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+def _tag(section: Any) -> str:
+    kind = section.get("kind") if isinstance(section, dict) else getattr(section, "kind", None)
+    return "custom" if isinstance(kind, str) and ":" in kind else str(kind)
+
+
+Objective = Annotated[
+    Annotated[SFT, Tag("sft")]
+    | Annotated[SFTC, Tag("sft-c")]
+    | Annotated[DPO, Tag("dpo")]
+    | Annotated[CWDPO, Tag("cw-dpo")]
+    | Annotated[Custom, Tag("custom")],
+    Discriminator(_tag),
+]
+
+
+class Data(Section):
+    """How the preference rows are read and shared among the stages."""
+
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    stage1_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
+
+
+class Model(Section):
+    """How the model is loaded."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+
+
+class Lora(Section):
+    """Low-rank adapters (peft); off means full fine-tuning."""
+
+    enabled: bool = False
+    r: Annotated[int, Field(gt=0)] = 16
+    alpha: Annotated[int, Field(gt=0)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] = (
+        r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    )
+
+
+class Dynamics(Section):
+    """The probe: how often, on how many held-out pairs."""
+
+    every: Annotated[int, Field(gt=0)] = 50
+    pairs: Annotated[int, Field(gt=0)] = 64
