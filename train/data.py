@@ -1,9 +1,10 @@
 """Preference data: rows in, checked `Pair`s out; every bad row has a place and a reason.
 
 Formats (TRL's conventions): JSON lines, parquet, or a folder of `datasets`, with `images` (or
-`image`), `prompt`, `chosen`, `rejected`; optional `id`, `corrected` (the rejected answer mended)
-and `rejected_images` (image contrast); plain strings or lists of messages. Image paths are relative
-to the data file and may not leave its folder.
+`image`), `prompt`, `chosen`, `rejected`; optional `id`, `references` (all texts that count as
+right, for rewards; else `chosen`), `corrected` (the rejected answer mended) and `rejected_images`
+(image contrast); plain strings or lists of messages. Image paths are relative to the data file and
+may not leave its folder.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Pair:
         prompt: the user's turn.
         chosen: the better answer.
         rejected: the worse one, where there is one.
+        references: what a reward compares an answer with, one text or more.
         corrected: the worse one with its faults mended, where the row brings it.
         rejected_images: what the rejected answer is judged under, where it is not `images`.
     """
@@ -69,6 +71,7 @@ class Pair:
     prompt: str
     chosen: str
     rejected: str | None
+    references: tuple[str, ...]
     corrected: str | None = None
     rejected_images: tuple[ImageSource, ...] | None = None
 
@@ -256,6 +259,7 @@ def _pair(row: dict[str, Any], where: str, path: Path, need_rejected: bool) -> P
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
+        references=_references(row) or (chosen,),
         corrected=corrected,
         rejected_images=rejected_images,
     )
@@ -264,6 +268,17 @@ def _pair(row: dict[str, Any], where: str, path: Path, need_rejected: bool) -> P
 def normalized(text: str) -> str:
     """The text without what makes no other answer: case, spacing, the full stop at the end."""
     return " ".join(text.lower().split()).rstrip(".")
+
+
+def _references(row: dict[str, Any]) -> tuple[str, ...]:
+    value = row.get("references")
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise _BadRow("bad references", "field references: not a list of texts")
+    if not value or not all(text.strip() for text in value):
+        raise _BadRow("empty references", "field references: empty, or holds an empty text")
+    return tuple(value)
 
 
 def _text(row: dict[str, Any], field: str, role: str) -> str:

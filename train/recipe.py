@@ -135,7 +135,9 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {nearest(path[-1], _fields(section))}"
     if error["type"] == "union_tag_invalid":
-        return f"{key}.kind: unknown {error['ctx']['tag']!r}; {nearest(error['ctx']['tag'], KINDS)}"
+        tag = error["ctx"]["tag"]
+        known = set(re.findall(r"'([^']+)'", error["ctx"]["expected_tags"])) - {"custom"}
+        return f"{key}.kind: unknown {tag!r}; {nearest(tag, known)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
 
@@ -158,6 +160,9 @@ def _walk(location: tuple[Any, ...]) -> tuple[type[BaseModel], list[str]]:
             section, tagged = tagged[part], {}
             continue
         path.append(part)
+        if part.isdigit():
+            # The place in a list, whose items are what the list's key says.
+            continue
         nested = _sections_in(_fields(section).get(part))
         if not nested:
             break
@@ -177,10 +182,6 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
 def _kind_of(section: type[BaseModel]) -> str:
     kinds = get_args(section.model_fields["kind"].annotation)
     return str(kinds[0]) if kinds else "custom"
-
-
-KINDS = [kind for kind in map(_kind_of, _sections_in(Objective)) if kind != "custom"]
-"""The objectives that the package brings."""
 
 
 def _check_trainer(trainer: dict[str, Any], source: str) -> None:

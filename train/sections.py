@@ -36,6 +36,48 @@ class Cooling(Section):
     memory: Annotated[int, Field(gt=0)] = 256
 
 
+class _Term(Section):
+    weight: float = 1.0
+
+
+class CiderDTerm(_Term):
+    """CIDEr-D against the row's references, 0 to 10; document frequencies from all rows."""
+
+    kind: Literal["cider-d"]
+
+
+class ExactMatchTerm(_Term):
+    """1 where the answer is a reference but for case, spacing and a full stop, else 0."""
+
+    kind: Literal["exact-match"]
+
+
+class OptionCorrectTerm(_Term):
+    """1 where the answer names the right option of those in the prompt, else 0."""
+
+    kind: Literal["option-correct"]
+
+
+class LengthTerm(_Term):
+    """−|L − L*| / L*, L words of the answer, L* `words` or the mean of the row's references."""
+
+    kind: Literal["length"]
+    words: Annotated[int, Field(gt=0)] | Literal["references"] = "references"
+
+
+class CallableTerm(_Term):
+    """A function of the user's own, `module:function`; see `train/rewards.py` for its arguments."""
+
+    kind: Literal["callable"]
+    function: Annotated[str, StringConstraints(pattern=r"^[\w.]+:\w+$")]
+
+
+RewardTerm = Annotated[
+    CiderDTerm | ExactMatchTerm | OptionCorrectTerm | LengthTerm | CallableTerm,
+    Field(discriminator="kind"),
+]
+
+
 class _Objective(Section):
     trainer: dict[str, Any] = {}
 

@@ -109,6 +109,10 @@ BAD_ROWS = {
     "not json": ('{"prompt": ', "not JSON"),
     "not an object": ("[1, 2]", "not a JSON object"),
     "bad id": ({**GOOD, "id": [1]}, "field id"),
+    "references text": ({**GOOD, "references": "A cat."}, "field references: not a list"),
+    "references number": ({**GOOD, "references": [1]}, "field references: not a list"),
+    "no references": ({**GOOD, "references": []}, "field references: empty"),
+    "blank reference": ({**GOOD, "references": ["A cat.", " "]}, "field references: empty"),
 }
 
 
@@ -167,3 +171,13 @@ def test_stages_share_the_pairs_without_overlap(tmp_path: Path) -> None:
     assert {pair.id for pair in first} | {pair.id for pair in second} == {str(i) for i in range(40)}
     assert split_stages(pairs, 0.75, seed=1) == (first, second)
     assert split_stages(pairs, 0.75, seed=2) != (first, second)
+
+
+def test_references_are_the_row_s_own_or_the_chosen_answer(tmp_path: Path) -> None:
+    rows = [{**GOOD, "images": [], "references": ["A cat.", "One cat."]}, {**GOOD, "images": []}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pd.DataFrame(rows).to_parquet(tmp_path / "pairs.parquet")
+    for name in ("pairs.jsonl", "pairs.parquet"):
+        first, second = read_pairs(tmp_path / name).pairs
+        assert first.references == ("A cat.", "One cat.")
+        assert second.references == (second.chosen,)
