@@ -26,17 +26,24 @@ from cwdpo_bench.files import write_json, write_text
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker, make_cooling
 from cwdpo_bench.train.data import Pair, read_pairs, split_stages
 from cwdpo_bench.train.dynamics import DynamicsCallback, DynamicsLog, Probe, plot_dynamics
+from cwdpo_bench.train.prepared import PreparedPairs
 from cwdpo_bench.train.recipe import Recipe
 from cwdpo_bench.train.record import new_record, seed_of, take_up
+from cwdpo_bench.train.reference import (
+    REFERENCE_FILE,
+    Reference,
+    kept_reference,
+    reference_fingerprint,
+)
 from cwdpo_bench.train.sections import CWDPO, Objective
 from cwdpo_bench.train.terms import needed_views, needs_reference, needs_rejected
 from cwdpo_bench.train.trainer import (
     PairCollator,
     PreferenceTrainer,
-    Reference,
+    autocast_of,
     reference_scores,
 )
-from cwdpo_bench.vlm import VLM, load_vlm
+from cwdpo_bench.vlm import VLM, freeze_vision, load_vlm, vision_is_frozen
 
 StepReport = Callable[[str, int, int, float | None], None]
 """Called with the stage, the step, the stage's last step, and the last logged loss."""
@@ -128,7 +135,7 @@ def train(
     if record["status"] == "finished":
         return record
 
-    vlm = _with_lora(_load(recipe, model), recipe)
+    vlm = _frozen(_with_lora(_load(recipe, model), recipe), recipe)
     record["model"]["base"] = _base_name(vlm)
     write_text(output / "recipe.yaml", recipe.to_yaml())
     write_json(output / "provenance.json", record)
@@ -138,16 +145,18 @@ def train(
         recipe.dynamics.every,
         report,
     )
+    prepared = _prepare(recipe, vlm, pairs, output)
+    record["data"]["prepared"] = prepared.provenance()
     parts = _share_out(recipe, pairs)
     for name, objective in recipe.stages().items():
         last = name == list(recipe.stages())[-1]
         if name in record["stages"]:
-            vlm = vlm if last else _load(recipe, str(output / name))
+            vlm = vlm if last else _frozen(_load(recipe, str(output / name)), recipe)
             continue
         offset = sum(done["steps"] for done in record["stages"].values())
         stage = _Stage(name, objective, parts[name], output / name, offset)
         started = time.monotonic()
-        trainer, cooling = _train_stage(recipe, stage, vlm, watch, resume)
+        trainer, cooling = _train_stage(recipe, stage, vlm, prepared, watch, resume)
         _save(vlm, trainer, output if last else stage.folder)
         record["stages"][name] = {
             "objective": objective.kind,
@@ -164,16 +173,35 @@ def train(
 
 
 def _train_stage(
-    recipe: Recipe, stage: _Stage, vlm: VLM, watch: _Watch, resume: bool
+    recipe: Recipe,
+    stage: _Stage,
+    vlm: VLM,
+    prepared: PreparedPairs,
+    watch: _Watch,
+    resume: bool,
 ) -> tuple[PreferenceTrainer, CoolingParameters | CoolingTracker | None]:
     arguments = _training_arguments(recipe, stage)
     views = needed_views(stage.objective)
-    collator = PairCollator(vlm.processor, views)
+    collator = PairCollator(prepared, views)
     reference: Reference | None = None
     cooling: CoolingParameters | CoolingTracker | None = None
     if needs_reference(stage.objective):
         # The policy of now is the reference: π_ref ← π_θ between the stages (SPEC 1).
-        reference = reference_scores(vlm, stage.pairs, arguments.per_device_train_batch_size, views)
+        reference = kept_reference(
+            stage.folder / REFERENCE_FILE,
+            reference_fingerprint(
+                vlm.model, vlm.processor, stage.pairs, _precision(vlm, arguments, prepared)
+            ),
+            views,
+            lambda: reference_scores(
+                vlm,
+                stage.pairs,
+                arguments.per_device_train_batch_size,
+                views,
+                prepared=prepared,
+                autocast=lambda: autocast_of(arguments),
+            ),
+        )
     if isinstance(stage.objective, CWDPO) and reference is not None:
         cooling = make_cooling(stage.objective.cooling, reference["rejected"].mean_logp)
     trainer = PreferenceTrainer(
@@ -184,6 +212,7 @@ def _train_stage(
         pairs=stage.pairs,
         reference=reference,
         cooling=cooling,
+        lengths=[prepared.length(pair) for pair in stage.pairs],
         callbacks=watch.callbacks(stage, cooling),
     )
     trainer.remove_callback(PrinterCallback)
@@ -244,6 +273,35 @@ def _training_arguments(recipe: Recipe, stage: _Stage) -> TrainingArguments:
         raise UserError(f"recipe {recipe.name}: trainer: {' '.join(str(error).split())}") from error
 
 
+def _prepare(recipe: Recipe, vlm: VLM, pairs: list[Pair], output: Path) -> PreparedPairs:
+    """Tokens and images of all stages' pairs, made once."""
+    name, objective = next(iter(recipe.stages().items()))
+    arguments = _training_arguments(recipe, _Stage(name, objective, pairs, output / name, 0))
+    return PreparedPairs(
+        vlm,
+        pairs,
+        limit=recipe.data.pixel_cache_gb * 2**30,
+        folder=output,
+        autocast=lambda: autocast_of(arguments),
+    )
+
+
+def _precision(vlm: VLM, arguments: TrainingArguments, prepared: PreparedPairs) -> str:
+    mixed = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"
+    weights = vlm.model.get_input_embeddings().weight.dtype
+    rows = "packed" if prepared.packed else "plain"
+    return f"{weights} weights, {mixed} autocast, {rows} rows, {vlm.device.type}"
+
+
+def _frozen(vlm: VLM, recipe: Recipe) -> VLM:
+    """The vision tower frozen where the recipe wants it so."""
+    freeze = recipe.model.freeze_vision
+    # `auto` leaves alone what an adapter was put into, and all of a model that is trained whole.
+    if freeze is True or (freeze == "auto" and recipe.lora.enabled and vision_is_frozen(vlm.model)):
+        freeze_vision(vlm.model)
+    return vlm
+
+
 def _load(recipe: Recipe, name: str) -> VLM:
     dtype = None if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
     return load_vlm(
@@ -264,7 +322,10 @@ def _with_lora(vlm: VLM, recipe: Recipe) -> VLM:
             task_type="CAUSAL_LM",
         )
         try:
-            model = get_peft_model(vlm.model, config)
+            # An adapter starts from random numbers: the run's seed makes them the same again.
+            with torch.random.fork_rng():
+                torch.manual_seed(seed_of(recipe))
+                model = get_peft_model(vlm.model, config)
         except ValueError as error:
             raise UserError(f"recipe {recipe.name}: lora.target_modules: {error}") from error
         if Path(vlm.name).is_dir():

@@ -153,6 +153,7 @@ class Data(Section):
 
     on_bad_row: Literal["stop", "skip"] = "stop"
     stage1_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    pixel_cache_gb: Annotated[float, Field(ge=0)] = 8.0
 
 
 class Model(Section):
@@ -160,6 +161,7 @@ class Model(Section):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
+    freeze_vision: bool | Literal["auto"] = "auto"
 
 
 class Lora(Section):

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.train.buckets import LengthBuckets
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker
 from cwdpo_bench.train.data import Pair
+from cwdpo_bench.train.prepared import PreparedPairs
+from cwdpo_bench.train.reference import Reference as Reference
 from cwdpo_bench.train.sections import Objective
 from cwdpo_bench.train.terms import SequenceScores, loss_and_metrics, needed_views
 from cwdpo_bench.train.views import (
@@ -32,24 +36,30 @@ from cwdpo_bench.vlm import (
     append_completions,
     average_confidence,
     completion_statistics,
-    encode_prompts,
+    merge_prompts,
+    pack_completions,
     sequence_logps,
 )
-from cwdpo_bench.vlm.batch import completion_ids
-
-Reference = dict[str, SequenceScores]
-"""The reference policy's scores of all pairs of a stage, by view, in the pairs' order."""
 
 
 class PairCollator:
     """Turns (index, pair) items into tensors: a batch for every image that the views stand under.
 
-    The batch of an image holds a block of rows a view, in the views' order.
+    The batch of an image holds a block of answers a view, in the views' order.
     """
 
-    def __init__(self, processor: Any, views: Sequence[str]) -> None:
-        """`views` are names of `train/views.py`."""
-        self._processor, self._views = processor, views
+    def __init__(
+        self, prepared: PreparedPairs, views: Sequence[str], *, packed: bool | None = None
+    ) -> None:
+        """`views` are names of `train/views.py`.
+
+        `packed` says whether the answers of a pair share a row: by default wherever the model's
+        family allows it.
+        """
+        self._prepared, self._views = prepared, views
+        self._join = pack_completions if (prepared.packed if packed is None else packed) else (
+            append_completions
+        )
 
     def __call__(self, items: Sequence[tuple[int, Pair]]) -> dict[str, Any]:
         """One batch; `index` says which pairs it holds."""
@@ -59,9 +69,9 @@ class PairCollator:
         for image, views in groups.items():
             shown = [under_image(pair, image) for pair in pairs]
             answers = [answer_of(pair, view) for view in views for pair in pairs]
-            ids = [completion_ids(self._processor.tokenizer, answer) for answer in answers]
-            prompts = encode_prompts(self._processor, [pair.open() for pair in shown])
-            collated[image] = append_completions(prompts, ids).tensors()
+            ids = [self._prepared.answer(answer) for answer in answers]
+            prompts = merge_prompts(self._prepared.prompts(shown), self._prepared.pad_token_id)
+            collated[image] = self._join(prompts, ids).tensors()
         return collated
 
 
@@ -82,36 +92,69 @@ def _scores(model: Any, collated: dict[str, Any], views: Sequence[str]) -> Refer
     return scores
 
 
+def autocast_of(arguments: TrainingArguments) -> AbstractContextManager[Any]:
+    """The mixed precision of the training steps, which the reference must share."""
+    if not (arguments.bf16 or arguments.fp16):
+        return nullcontext()
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float16
+    return torch.autocast(arguments.device.type, dtype=dtype)
+
+
 @torch.no_grad()
 def reference_scores(
-    vlm: VLM, pairs: list[Pair], batch_size: int, views: Sequence[str] = ("chosen", "rejected")
+    vlm: VLM,
+    pairs: list[Pair],
+    batch_size: int,
+    views: Sequence[str] = ("chosen", "rejected"),
+    *,
+    prepared: PreparedPairs | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Reference:
     """Score every pair under the policy of now, which a stage then keeps as its reference.
 
     With LoRA the policy of now is base plus adapter as the stage before left it, so the reference
     is that frozen adapter and never the bare base.
+
+    Args:
+        vlm: the policy of now.
+        pairs: of the stage.
+        batch_size: pairs a forward.
+        views: what is scored of a pair.
+        prepared: where the pairs are encoded already.
+        autocast: the precision of the training steps, so that Δ = 0 before the first.
     """
-    collate = PairCollator(vlm.processor, views)
+    prepared = prepared or PreparedPairs(vlm)
+    collate = PairCollator(prepared, views)
     training = vlm.model.training
     vlm.model.eval()
-    parts: list[Reference] = []
-    indexed = list(enumerate(pairs))
-    for start in range(0, len(indexed), batch_size):
-        collated = collate(indexed[start : start + batch_size])
-        parts.append(_scores(vlm.model, _to_device(collated, vlm.device), views))
+    # Pairs of like length make little padding; their scores go back to the pairs' places.
+    order = sorted(range(len(pairs)), key=lambda i: prepared.length(pairs[i]))
+    columns = {view: torch.empty(2, len(pairs)) for view in views}
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        collated = _to_device(collate([(i, pairs[i]) for i in part]), vlm.device)
+        with autocast():
+            scores = _scores(vlm.model, collated, views)
+        for view, values in scores.items():
+            columns[view][:, part] = torch.stack(values).cpu()
     vlm.model.train(training)
-    return {
-        view: SequenceScores(
-            *(torch.cat(column).cpu() for column in zip(*(p[view] for p in parts), strict=True))
-        )
-        for view in views
-    }
+    return {view: SequenceScores(*values) for view, values in columns.items()}
 
 
 def _to_device(collated: Any, device: torch.device) -> Any:
     if isinstance(collated, dict):
         return {name: _to_device(value, device) for name, value in collated.items()}
     return collated.to(device)
+
+
+class _EpochOf(TrainerCallback):
+    """Tells the sampler its epoch, also where a resumed loader hides it behind other samplers."""
+
+    def __init__(self, sampler: LengthBuckets) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._sampler.set_epoch(int(state.epoch or 0))
 
 
 class PreferenceTrainer(Trainer):
@@ -128,10 +171,16 @@ class PreferenceTrainer(Trainer):
         pairs: list[Pair],
         reference: Reference | None,
         cooling: CoolingParameters | CoolingTracker | None,
+        lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        """`reference` and `cooling` belong to `pairs`, in their order."""
+        """`reference`, `cooling` and `lengths` belong to `pairs`, in their order.
+
+        With `lengths` (tokens a pair) batches are of like length, see `LengthBuckets`; without, or
+        with a `train_sampling_strategy` other than the default, they are the Trainer's own.
+        """
         super().__init__(train_dataset=list(enumerate(pairs)), **kwargs)
+        self._lengths = lengths
         self._objective, self._pairs = objective, pairs
         self._views = needed_views(objective)
         self._reference, self._cooling = reference, cooling
@@ -139,6 +188,13 @@ class PreferenceTrainer(Trainer):
         # Our loss is a mean over the micro-batch: the Trainer divides by the accumulation steps.
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self._lengths is None or self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)
+        sampler = LengthBuckets(self._lengths, self._train_batch_size, self.args.seed)
+        self.add_callback(_EpochOf(sampler))
+        return sampler
 
     def compute_loss(
         self,
@@ -149,7 +205,8 @@ class PreferenceTrainer(Trainer):
     ) -> Any:
         """The objective's loss; stops with the batch's ids where it is not finite."""
         index = inputs["index"].cpu()
-        scores = _scores(model, inputs, self._views)
+        with autocast_of(self.args):
+            scores = _scores(model, inputs, self._views)
         reference = None
         if self._reference is not None:
             device = inputs["index"].device

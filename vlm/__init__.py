@@ -34,6 +34,13 @@ from cwdpo_bench.vlm.packing import (
     packing_refusal,
     with_positions,
 )
+from cwdpo_bench.vlm.vision import (
+    embed_images,
+    embedding_refusal,
+    freeze_vision,
+    vision_is_frozen,
+    vision_parameters,
+)
 
 __all__ = [
     "VLM",
@@ -51,8 +58,11 @@ __all__ = [
     "build_branches",
     "completion_hidden",
     "completion_statistics",
+    "embed_images",
+    "embedding_refusal",
     "encode_prompt",
     "encode_prompts",
+    "freeze_vision",
     "generate",
     "load_vlm",
     "merge_prompts",
@@ -64,5 +74,7 @@ __all__ = [
     "score_completions",
     "sequence_logps",
     "token_statistics",
+    "vision_is_frozen",
+    "vision_parameters",
     "with_positions",
 ]

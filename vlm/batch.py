@@ -59,7 +59,8 @@ class Batch:
 EncodedPrompt = dict[str, torch.Tensor]
 """The processor's output for one prompt, a batch of one without padding."""
 
-_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
+"""Entries that hold a value a token; all others hold images."""
 
 
 def chat_text(processor: Any, prompt: Prompt) -> str:
@@ -98,7 +99,7 @@ def merge_prompts(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> dict[s
     merged: dict[str, torch.Tensor] = {}
     for name in dict.fromkeys(name for prompt in prompts for name in prompt):
         parts = [prompt[name] for prompt in prompts if name in prompt]
-        if name in _PER_TOKEN:
+        if name in PER_TOKEN:
             fill = pad_token_id if name == "input_ids" else 0
             rows = [pad(part, (width - part.shape[-1], 0), value=fill) for part in parts]
             # [B, P], or [3, B, P] for positions in three dimensions.

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cwdpo_bench.vlm.batch import Batch
 from cwdpo_bench.vlm.packing import branch_mask
+from cwdpo_bench.vlm.vision import forward_inputs
 
 MAX_BLOCK = 2**24
 """Logits that exist at a time: 64 MiB in fp32."""
@@ -138,18 +139,17 @@ def completion_hidden(model: Any, batch: Batch) -> torch.Tensor:
     """Hidden states [B, L, H] that predict the completion tokens of a batch, packed or plain."""
     length = batch.targets.shape[1]
     inner = getattr(model, "module", model)
+    inputs = forward_inputs(batch.inputs)
     if batch.segments is not None and batch.columns is not None:
         dtype = inner.get_input_embeddings().weight.dtype
         mask = branch_mask(batch.segments, dtype)
         with _head_bypassed(inner):
-            packed = model(**batch.inputs, attention_mask=mask, use_cache=False).logits
+            packed = model(**inputs, attention_mask=mask, use_cache=False).logits
         rows: torch.Tensor = packed.flatten(0, 1)[batch.columns]
         return rows
     with _head_bypassed(inner):
         # One column more: the last prompt token predicts the first completion token.
-        hidden: torch.Tensor = model(
-            **batch.inputs, logits_to_keep=length + 1, use_cache=False
-        ).logits
+        hidden: torch.Tensor = model(**inputs, logits_to_keep=length + 1, use_cache=False).logits
     return hidden[:, -(length + 1) : -1]
 
 

@@ -145,8 +145,8 @@ def test_the_reference_of_stage_2_is_the_end_of_stage_1(
     """With LoRA, falling back to the base (adapters off) would show as Δ ≠ 0 at the first step."""
     seen: list[tuple[list[str], Reference]] = []
 
-    def spy(vlm: VLM, pairs: Any, batch_size: int, views: Any) -> Reference:
-        reference = reference_scores(vlm, pairs, batch_size, views)
+    def spy(vlm: VLM, pairs: Any, batch_size: int, views: Any, **kwargs: Any) -> Reference:
+        reference = reference_scores(vlm, pairs, batch_size, views, **kwargs)
         seen.append((pairs, reference))
         return reference
 
@@ -353,7 +353,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
 sys.argv = ["cwdpo-bench", "train", "sft", "--model", {str(tiny_model_folder)!r}, "--data",
             {str(pairs / "pairs.jsonl")!r}, "--probe", {str(pairs / "probe.jsonl")!r},
-            "--output", {str(tmp_path / "out")!r}, *{SMALL!r}]
+            "--output", {str(tmp_path / "out")!r}, "data.pixel_cache_gb=0", *{SMALL!r}]
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -362,4 +362,4 @@ main()
     assert "cannot be written" in done.stderr
     assert "--resume" in done.stderr
     assert not (tmp_path / "out" / "config.json").exists()
-    assert run("sft", resume=True)["status"] == "finished"
+    assert run("sft", "data.pixel_cache_gb=0", resume=True)["status"] == "finished"

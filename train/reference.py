@@ -1,0 +1,144 @@
+"""The reference policy's log-probabilities: once a stage, kept on disk, refused where stale.
+
+A kept file names what it was computed from: the weights of the reference, the pairs with their
+images, the processor, and the precision, the first three as SHA-256 over their contents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.files import sha256_of, write_with
+from cwdpo_bench.train.data import ImageSource, Masked, Pair
+from cwdpo_bench.train.terms import SequenceScores
+
+REFERENCE_FILE = "reference.safetensors"
+
+_NAMES = {
+    "model": "the reference's weights",
+    "pairs": "the pairs or their images",
+    "processor": "the processor",
+    "precision": "the precision",
+}
+
+Reference = dict[str, SequenceScores]
+"""The reference policy's scores of all pairs of a stage, by view, in the pairs' order."""
+
+
+def kept_reference(
+    path: Path,
+    fingerprint: dict[str, str],
+    views: Sequence[str],
+    score: Callable[[], Reference],
+) -> Reference:
+    """The scores in `path`, or those that `score` computes, which are then kept there.
+
+    Args:
+        path: the stage's file.
+        fingerprint: of what the scores follow from, see `reference_fingerprint`.
+        views: what is scored of a pair.
+        score: called where there is no file.
+
+    Raises:
+        UserError: the file was computed from something else, or is not such a file.
+    """
+    if path.is_file():
+        return _read(path, fingerprint, views)
+    reference = score()
+    # Two rows a view: the sums and the means.
+    columns = {view: torch.stack(scores) for view, scores in reference.items()}
+    metadata = {"fingerprint": json.dumps(fingerprint)}
+    write_with(path, lambda temporary: save_file(columns, temporary, metadata=metadata))
+    return reference
+
+
+def _read(path: Path, fingerprint: dict[str, str], views: Sequence[str]) -> Reference:
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {})["fingerprint"])
+            columns = {view: file.get_tensor(view) for view in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a file of reference log-probabilities; delete it to compute them again"
+        ) from error
+    other = [name for key, name in _NAMES.items() if found.get(key) != fingerprint[key]]
+    if columns.keys() != set(views):
+        other.append("the answers that the objective scores")
+    if other:
+        raise UserError(
+            f"{path}: these reference log-probabilities are of another run: not the same are "
+            f"{', '.join(other)}; bring back what they were computed from, or delete the file to "
+            "compute them again"
+        )
+    return {view: SequenceScores(*columns[view]) for view in views}
+
+
+def reference_fingerprint(
+    model: Any, processor: Any, pairs: Iterable[Pair], precision: str
+) -> dict[str, str]:
+    """What reference log-probabilities follow from: contents of model, pairs and processor.
+
+    Args:
+        model: the reference, adapters included.
+        processor: tokenizer, image processor and chat template.
+        pairs: of the stage, in order.
+        precision: in words: the weights' type, autocast, and whether rows are packed.
+    """
+    return {
+        "model": _of_weights(model),
+        "pairs": _of_pairs(pairs),
+        "processor": _of_processor(processor),
+        "precision": precision,
+    }
+
+
+def _of_weights(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(values.numpy().data)
+    return digest.hexdigest()
+
+
+def _of_pairs(pairs: Iterable[Pair]) -> str:
+    digest = hashlib.sha256()
+    known: dict[ImageSource, str] = {}
+
+    def image(source: ImageSource) -> str:
+        if source not in known:
+            known[source] = _of_image(source)
+        return known[source]
+
+    for pair in pairs:
+        row = [
+            pair.id,
+            [image(source) for source in pair.images],
+            [image(source) for source in pair.rejected_images or ()],
+            [pair.prompt, pair.chosen, pair.rejected, pair.corrected],
+        ]
+        digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _of_image(source: ImageSource) -> str:
+    if isinstance(source, Masked):
+        return f"{_of_image(source.source)} masked {source.share} {source.seed}"
+    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_of([source])
+
+
+def _of_processor(processor: Any) -> str:
+    # What it saves is all that it does; its files are compared, as a later process will load them.
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        return sha256_of(sorted(file for file in Path(folder).rglob("*") if file.is_file()))
