@@ -57,8 +57,10 @@ class PairCollator:
         family allows it.
         """
         self._prepared, self._views = prepared, views
-        self._join = pack_completions if (prepared.packed if packed is None else packed) else (
-            append_completions
+        self._join = (
+            pack_completions
+            if (prepared.packed if packed is None else packed)
+            else (append_completions)
         )
 
     def __call__(self, items: Sequence[tuple[int, Pair]]) -> dict[str, Any]:
