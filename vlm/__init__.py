@@ -14,7 +14,14 @@ from cwdpo_bench.vlm.batch import (
     encode_prompts,
     merge_prompts,
 )
-from cwdpo_bench.vlm.generation import Generation, TokenScores, generate, score_completions
+from cwdpo_bench.vlm.generation import (
+    Generation,
+    Sample,
+    TokenScores,
+    generate,
+    sample,
+    score_completions,
+)
 from cwdpo_bench.vlm.images import open_image, path_inside
 from cwdpo_bench.vlm.logprobs import (
     Distribution,
@@ -49,6 +56,7 @@ __all__ = [
     "EncodedPrompt",
     "Generation",
     "Prompt",
+    "Sample",
     "TokenScores",
     "TokenStatistics",
     "append_completions",
@@ -71,6 +79,7 @@ __all__ = [
     "pack_completions",
     "packing_refusal",
     "path_inside",
+    "sample",
     "score_completions",
     "sequence_logps",
     "token_statistics",

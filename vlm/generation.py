@@ -1,4 +1,4 @@
-"""Greedy answers and teacher-forced scores of a list of prompts, batched by length."""
+"""Greedy and sampled answers and teacher-forced scores of many prompts, batched by length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.vlm.batch import Prompt, build_batch, encode_prompts
+from cwdpo_bench.vlm.batch import (
+    EncodedPrompt,
+    Prompt,
+    build_batch,
+    encode_prompts,
+    merge_prompts,
+)
 from cwdpo_bench.vlm.logprobs import (
     Distribution,
     completion_hidden,
@@ -37,6 +43,20 @@ class Generation(NamedTuple):
     text: str
     tokens: int
     option_logps: np.ndarray | None
+
+
+class Sample(NamedTuple):
+    """A sampled answer.
+
+    Attributes:
+        text: decoded without special tokens, stripped.
+        ids: its tokens, the end-of-turn token included where it came before the limit.
+        ended: whether it came.
+    """
+
+    text: str
+    ids: list[int]
+    ended: bool
 
 
 class TokenScores(NamedTuple):
@@ -144,6 +164,72 @@ def generate(
             if progress is not None:
                 progress(len(indices))
     return [answer for answer in answers if answer is not None]
+
+
+def sample(
+    vlm: VLM,
+    prompts: Sequence[EncodedPrompt],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    batch_size: int = 16,
+) -> list[Sample]:
+    """One sampled answer a prompt, in the prompts' order; chance is torch's global generator.
+
+    With the defaults answers are drawn from the policy itself, as a policy gradient needs. A token
+    that stands for an image is never drawn: no picture would belong to it.
+
+    Args:
+        vlm: the policy.
+        prompts: from `encode_prompt`; the same one more than once for several answers.
+        max_new_tokens: where an answer is cut off.
+        temperature: divides the logits.
+        top_p: keep the likeliest tokens up to this share.
+        batch_size: answers that are drawn together.
+    """
+    samples: list[Sample | None] = [None] * len(prompts)
+    ends = _end_tokens(vlm)
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i]["input_ids"].shape[-1])
+    with _evaluating(vlm.model):
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            merged = merge_prompts([prompts[i] for i in indices], vlm.pad_token_id)
+            inputs = {name: value.to(vlm.device) for name, value in merged.items()}
+            output = vlm.model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=True,
+                num_beams=1,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=0,
+                repetition_penalty=1.0,
+                use_cache=True,
+                pad_token_id=vlm.pad_token_id,
+                eos_token_id=ends,
+                suppress_tokens=_image_tokens(vlm.model.config),
+            )
+            for index, row in zip(indices, output[:, inputs["input_ids"].shape[1] :], strict=True):
+                drawn = row.tolist()
+                stops = [place for place, token in enumerate(drawn) if token in ends]
+                ids = drawn[: stops[0] + 1] if stops else drawn
+                text = vlm.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                samples[index] = Sample(text, ids, bool(stops))
+    return [answer for answer in samples if answer is not None]
+
+
+def _end_tokens(vlm: VLM) -> list[int]:
+    """Every token that ends a turn: the tokenizer's and those that the model names besides."""
+    named = vlm.model.generation_config.eos_token_id
+    others = named if isinstance(named, list) else [] if named is None else [named]
+    return list(dict.fromkeys([vlm.tokenizer.eos_token_id, *others]))
+
+
+def _image_tokens(config: Any) -> list[int] | None:
+    names = ("image_token_id", "video_token_id")
+    found = [getattr(config, name, None) for name in names]
+    return [token for token in found if token is not None] or None
 
 
 def _length(ids: list[int], eos: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,16 @@ import torch
 from PIL import Image
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.vlm import VLM, Prompt, encode_prompts, generate, load_vlm, score_completions
+from cwdpo_bench.vlm import (
+    VLM,
+    Prompt,
+    encode_prompt,
+    encode_prompts,
+    generate,
+    load_vlm,
+    sample,
+    score_completions,
+)
 from cwdpo_bench.vlm.generation import option_token_ids
 
 
@@ -54,8 +64,6 @@ def test_answers_are_greedy_whatever_the_model_ships(vlm: VLM) -> None:
     plain = [a.text for a in generate(vlm, prompts, max_new_tokens=6)]
     original = vlm.model.generation_config
     try:
-        import copy
-
         vlm.model.generation_config = copy.deepcopy(original)
         vlm.model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=9.0)
         assert [a.text for a in generate(vlm, prompts, max_new_tokens=6)] == plain
@@ -96,3 +104,39 @@ def test_the_shift_to_another_model_is_measured_both_ways_alike(
         assert a.tv.max() > 1e-3
         np.testing.assert_allclose(a.tv, b.tv, atol=1e-5)
         np.testing.assert_allclose(a.js, b.js, atol=1e-5)
+
+
+def test_samples_are_drawn_from_the_policy_itself(vlm: VLM) -> None:
+    """First tokens of many draws against the exact distribution, whatever the model ships."""
+    encoded = encode_prompt(vlm.processor, Prompt("Colour?"))
+    with torch.no_grad():
+        exact = vlm.model(**encoded).logits[0, -1].softmax(-1)
+    original = vlm.model.generation_config
+    try:
+        vlm.model.generation_config = copy.deepcopy(original)
+        vlm.model.generation_config.update(temperature=0.1, top_k=1, repetition_penalty=9.0)
+        torch.manual_seed(0)
+        drawn = sample(vlm, [encoded] * 2000, max_new_tokens=1, batch_size=500)
+    finally:
+        vlm.model.generation_config = original
+    counts = torch.bincount(torch.tensor([answer.ids[0] for answer in drawn]), minlength=len(exact))
+    assert 0.5 * (counts / 2000 - exact).abs().sum() < 3 * 0.5 * (exact / 2000).sqrt().sum()
+    forbidden = [vlm.model.config.image_token_id, vlm.model.config.video_token_id]
+    assert counts[forbidden].sum() == 0
+
+
+def test_samples_come_in_order_and_end_at_the_end_of_turn(vlm: VLM) -> None:
+    prompts = _prompts(5)
+    encoded = [encode_prompt(vlm.processor, prompt) for prompt in prompts]
+    # At temperature 0 in all but name the samples are the greedy answers.
+    cold = sample(vlm, encoded, max_new_tokens=12, temperature=1e-4, batch_size=2)
+    greedy = generate(vlm, prompts, max_new_tokens=12)
+    assert [s.text for s in cold] == [g.text for g in greedy]
+    torch.manual_seed(1)
+    drawn = sample(vlm, encoded * 8, max_new_tokens=60, batch_size=40)
+    eos = vlm.tokenizer.eos_token_id
+    assert any(answer.ended for answer in drawn)
+    for answer in drawn:
+        assert answer.ended == (answer.ids[-1] == eos)
+        assert answer.ids.count(eos) == answer.ended
+        assert answer.ended or len(answer.ids) == 60
