@@ -5,16 +5,14 @@ The loop, checkpoints, schedules, accelerate back ends and loggers are the Train
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
-from cwdpo_bench.errors import UserError
+from cwdpo_bench.train.base import BaseTrainer
 from cwdpo_bench.train.buckets import LengthBuckets
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker
 from cwdpo_bench.train.data import Pair
@@ -159,7 +157,7 @@ class _EpochOf(TrainerCallback):
         self._sampler.set_epoch(int(state.epoch or 0))
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(BaseTrainer):
     """The Trainer with one of our objectives.
 
     Expectations are means over the micro-batch of one process: with gradient accumulation or
@@ -186,7 +184,6 @@ class PreferenceTrainer(Trainer):
         self._objective, self._pairs = objective, pairs
         self._views = needed_views(objective)
         self._reference, self._cooling = reference, cooling
-        self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
         # Our loss is a mean over the micro-batch: the Trainer divides by the accumulation steps.
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
@@ -221,39 +218,6 @@ class PreferenceTrainer(Trainer):
         loss, metrics = loss_and_metrics(self._objective, scores, reference, now)
         if isinstance(cooling, CoolingTracker):
             cooling.observe(scores["rejected"].mean_logp)
-        if not math.isfinite(loss.item()):
-            ids = ", ".join(self._pairs[i].id for i in index.tolist())
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1} on the pairs "
-                f"{ids}; lower trainer.learning_rate or look at these rows; the last checkpoint "
-                "is kept"
-            )
-        for name, value in metrics.items():
-            self._metrics[name].append(value.detach())
+        self.refuse_not_finite(loss, (self._pairs[i].id for i in index.tolist()))
+        self.record(metrics)
         return (loss, None) if return_outputs else loss
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load a resumed run's weights through `from_pretrained`.
-
-        `save_pretrained` writes some families' weights (Qwen2.5-VL among them) under their Hub
-        names, which the Trainer's own loading, seen in transformers 5.23, does not map back: it
-        warns of missing keys and goes on with the weights of the start.
-        """
-        model = self.model if model is None else model
-        if isinstance(model, PreTrainedModel) and not (
-            self.is_deepspeed_enabled or self.is_fsdp_enabled
-        ):
-            saved = type(model).from_pretrained(
-                resume_from_checkpoint, dtype=model.dtype, use_safetensors=True
-            )
-            model.load_state_dict(saved.state_dict())
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of our metrics since the last log."""
-        if "loss" in logs:
-            for name, values in self._metrics.items():
-                logs[name] = torch.stack(values).mean().item()
-            self._metrics.clear()
-        super().log(logs, start_time)

@@ -1,0 +1,66 @@
+"""What all our trainers share beyond `transformers.Trainer`: metrics, one clear stop, resuming."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer
+
+from cwdpo_bench.errors import UserError
+
+
+class BaseTrainer(Trainer):
+    """The Trainer with means of metrics in its log, and weights that come back as they were."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Take what the next class takes."""
+        super().__init__(**kwargs)
+        self._recorded: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def record(self, metrics: Mapping[str, torch.Tensor | float]) -> None:
+        """Keep values whose means go into the next line of the log."""
+        for name, value in metrics.items():
+            self._recorded[name].append(torch.as_tensor(value, dtype=torch.float32).detach())
+
+    def refuse_not_finite(self, loss: torch.Tensor, ids: Iterable[str]) -> None:
+        """Stop with the step and the samples' ids where the loss is not finite.
+
+        Raises:
+            UserError: it is not.
+        """
+        if not math.isfinite(loss.item()):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} on the pairs "
+                f"{', '.join(ids)}; lower trainer.learning_rate or look at these rows; the last "
+                "checkpoint is kept"
+            )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load a resumed run's weights through `from_pretrained`.
+
+        `save_pretrained` writes some families' weights (Qwen2.5-VL among them) under their Hub
+        names, which the Trainer's own loading, seen in transformers 5.23, does not map back: it
+        warns of missing keys and goes on with the weights of the start.
+        """
+        model = self.model if model is None else model
+        if isinstance(model, PreTrainedModel) and not (
+            self.is_deepspeed_enabled or self.is_fsdp_enabled
+        ):
+            saved = type(model).from_pretrained(
+                resume_from_checkpoint, dtype=model.dtype, use_safetensors=True
+            )
+            model.load_state_dict(saved.state_dict())
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of our metrics since the last log."""
+        if "loss" in logs:
+            for name, values in self._recorded.items():
+                logs[name] = torch.stack([value.cpu() for value in values]).mean().item()
+            self._recorded.clear()
+        super().log(logs, start_time)
