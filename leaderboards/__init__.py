@@ -1,12 +1,12 @@
 """Run folders in; paired statistics, tables and markdown out. No model, no torch."""
 
-from cwdpo_bench.leaderboards.compare import (
+from cwdpo_bench.leaderboards.compare import compare_runs
+from cwdpo_bench.leaderboards.comparison import (
     Comparison,
     Difference,
     Score,
     System,
     TaskComparison,
-    compare_runs,
     to_json,
 )
 from cwdpo_bench.leaderboards.markdown import to_markdown

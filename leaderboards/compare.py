@@ -2,28 +2,56 @@
 
 Runs are compared only where they did the same task: the same benchmark, split, prompt and scorer,
 and the same samples. What else differs (precision, engine, versions) is told in the notes.
+
+A system is one run, or a group of runs of several training seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import pandas as pd
+import numpy as np
 
-from cwdpo_bench.errors import UserError, nearest
+from cwdpo_bench.calibration import bootstrap_stderr, percentile_interval
+from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.metrics import METRICS
-from cwdpo_bench.evaluate.results import RunFolder, read_run
-from cwdpo_bench.leaderboards.paired import (
-    PairedDifference,
-    align,
-    corpus_values,
-    holm,
-    paired_differences,
+from cwdpo_bench.evaluate.results import RunFolder
+from cwdpo_bench.leaderboards.comparison import (
+    Comparison,
+    Difference,
+    Score,
+    TaskComparison,
+    Verdict,
 )
-from cwdpo_bench.leaderboards.signatures import check_signature, notes_on
+from cwdpo_bench.leaderboards.paired import (
+    Drawn,
+    PairedDifference,
+    Runs,
+    paired_differences,
+    resample,
+)
+from cwdpo_bench.leaderboards.ranking import ranks_of
+from cwdpo_bench.leaderboards.signatures import check_signature, notes_on, signature_note
+from cwdpo_bench.leaderboards.significance import holm, wilson_interval
+from cwdpo_bench.leaderboards.statistics import (
+    TaskStatistics,
+    check_same_samples,
+    intersect,
+    share_counts,
+    statistics_of,
+)
+from cwdpo_bench.leaderboards.systems import (
+    Paths,
+    Systems,
+    find_baseline,
+    holders_of,
+    labelled,
+    read_systems,
+    system_of,
+)
 
 ALPHA = 0.05
 RESAMPLES = 10_000
@@ -31,269 +59,205 @@ SEED = 0
 STALE = 1e-6
 """Values in results.json and those that follow from the samples may differ by so much."""
 
-Verdict = Literal["better", "worse", "higher", "lower", "same"]
+OnDifference = Literal["stop", "intersect"]
+OnSignature = Literal["stop", "warn"]
+
+GROUP_METRICS = ("CIDEr", "accuracy")
+"""The first that a task has is also compared group by group."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Candidate − baseline, on the metric's own scale.
-
-    Attributes:
-        value: the difference of the two corpus values.
-        ci95: percentile interval of the paired bootstrap.
-        p: two-sided.
-        p_holm: adjusted over all differences of the task.
-        verdict: "same" unless p_holm is at most 0.05; then "better" or "worse", or, for a metric
-            that is neither, "higher" or "lower".
-    """
-
-    value: float
-    ci95: tuple[float, float]
-    p: float
-    p_holm: float
-    verdict: Verdict
+class _How:
+    on_mismatch: OnDifference
+    on_signature: OnSignature
+    test: Literal["bootstrap", "randomization"]
 
 
-@dataclass(frozen=True)
-class Score:
-    """A corpus value with its own interval, and its difference to the baseline where there is one.
-
-    `difference` is None for the baseline itself and where the baseline lacks the metric.
-    """
-
-    value: float
-    stderr: float
-    ci95: tuple[float, float]
-    difference: Difference | None = None
-
-
-@dataclass(frozen=True)
-class TaskComparison:
-    """One task.
-
-    Attributes:
-        name: of the task.
-        n: samples.
-        clusters: images or questions that are drawn whole.
-        signature: of the task, as the first run that has it states it.
-        metrics: name → whether higher is better, None where neither is.
-        scores: system → metric → score; a system that lacks the task or metric lacks the key.
-        groups: group → system → metric → value (no paired test).
-        tests: differences in the Holm family.
-        resamples: draws behind p and the differences' intervals.
-    """
-
-    name: str
-    n: int
-    clusters: int
-    signature: str
-    metrics: dict[str, bool | None]
-    scores: dict[str, dict[str, Score]]
-    groups: dict[str, dict[str, dict[str, float]]]
-    tests: int
-    resamples: int
-
-
-@dataclass(frozen=True)
-class System:
-    """One run: its name in the tables, its folder, what it states of itself."""
-
-    name: str
-    path: str
-    signature: str
-    seed: int | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All of it; `to_json` gives it as plain values.
-
-    Attributes:
-        systems: in the order given.
-        baseline: the name of the system that the others are compared with.
-        tasks: in the order in which the runs hold them.
-        alpha: the level of the verdicts after Holm.
-        seed: of the draws.
-        notes: what a reader must know: missing tasks, differing settings, warnings of the runs.
-    """
-
-    systems: tuple[System, ...]
-    baseline: str
-    tasks: tuple[TaskComparison, ...]
-    alpha: float
-    seed: int
-    notes: tuple[str, ...]
-
-
-def compare_runs(paths: Sequence[str | Path], baseline: str | Path | None = None) -> Comparison:
+def compare_runs(
+    paths: Paths,
+    baseline: str | Path | None = None,
+    *,
+    on_mismatch: OnDifference = "stop",
+    on_signature: OnSignature = "stop",
+    test: Literal["bootstrap", "randomization"] = "bootstrap",
+) -> Comparison:
     """Compare run folders.
 
     Args:
-        paths: run folders; the order of the rows.
+        paths: run folders, a system each; or name → the folders of that system's training seeds.
+            The order is that of the rows.
         baseline: one of the folders, or the name of a system; the first run by default.
+        on_mismatch: runs that hold other samples are refused, or compared on what they share.
+        on_signature: runs of another split, prompt or scorer are refused, or noted.
+        test: where p comes from, except for shares (McNemar's exact test).
 
     Raises:
         UserError: a run is broken, given twice, or did another task than the baseline (other
-            signature or samples); the baseline is none of the runs.
+            signature or samples); the baseline is none of the runs; no task is shared.
     """
-    runs = _read_all([Path(path) for path in paths])
-    base = _find_baseline(runs, baseline)
+    systems = read_systems(paths)
+    base = find_baseline(systems, baseline)
+    runs = labelled(systems)
     tasks = list(dict.fromkeys(task for run in runs.values() for task in run.results["tasks"]))
+    if len(systems) > 1 and not any(
+        holders_of(task, systems).keys() - {base}
+        for task in tasks
+        if base in holders_of(task, systems)
+    ):
+        told = "; ".join(f"{n}: {', '.join(r.results['tasks'])}" for n, r in runs.items())
+        raise UserError(f"no task of the baseline was run by another system ({told})")
+    how = _How(on_mismatch, on_signature, test)
+    notes: list[str] = []
+    compared = tuple(
+        _compare_task(task, holders_of(task, systems), base, how, notes) for task in tasks
+    )
     return Comparison(
-        systems=tuple(
-            System(name, str(run.path), run.results["signature"], _seed(run))
-            for name, run in runs.items()
-        ),
+        systems=tuple(system_of(name, group) for name, group in systems.items()),
         baseline=base,
-        tasks=tuple(_compare_task(task, runs, base) for task in tasks),
+        tasks=compared,
         alpha=ALPHA,
         seed=SEED,
-        notes=tuple(notes_on(runs, base, tasks)),
+        notes=(*notes, *notes_on(runs, next(iter(labelled({base: systems[base]}))), tasks)),
     )
-
-
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as dictionaries, lists, text and finite numbers."""
-    return asdict(comparison)
-
-
-# --- runs and their names ------------------------------------------------------------------------
-
-
-def _read_all(paths: Sequence[Path]) -> dict[str, RunFolder]:
-    if not paths:
-        raise UserError("no run folder given; name at least one that `cwdpo-bench run` wrote")
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
-            raise UserError(f"{path}: the run is given twice; name each once")
-        seen.add(path.resolve())
-    runs = [read_run(path) for path in paths]
-    return dict(zip(_unique_names(runs), runs, strict=True))
-
-
-def _unique_names(runs: Sequence[RunFolder]) -> list[str]:
-    """The models' names; where some are equal, with as much of the folder as tells them apart."""
-    names = [run.results["model"]["name"] for run in runs]
-    resolved = [run.path.resolve() for run in runs]
-    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
-        named = [
-            name if names.count(name) == 1 else f"{name} ({'/'.join(path.parts[-depth:])})"
-            for name, path in zip(names, resolved, strict=True)
-        ]
-        if len(set(named)) == len(named):
-            return named
-    raise UserError(f"runs cannot be told apart by name: {', '.join(sorted(set(names)))}")
-
-
-def _find_baseline(runs: Mapping[str, RunFolder], baseline: str | Path | None) -> str:
-    if baseline is None:
-        return next(iter(runs))
-    if str(baseline) in runs:
-        return str(baseline)
-    for name, run in runs.items():
-        if run.path.resolve() == Path(baseline).resolve():
-            return name
-    raise UserError(
-        f"baseline {str(baseline)!r} is none of the runs; {nearest(str(baseline), runs)}"
-    )
-
-
-def _seed(run: RunFolder) -> int | None:
-    for part in (run.results["provenance"], run.results["model"]):
-        if isinstance(part.get("seed"), int):
-            return int(part["seed"])
-    return None
 
 
 # --- one task ------------------------------------------------------------------------------------
 
 
-def _compare_task(task: str, runs: Mapping[str, RunFolder], base: str) -> TaskComparison:
-    holders = {name: run for name, run in runs.items() if task in run.results["tasks"]}
+def _compare_task(
+    task: str, holders: Systems, base: str, how: _How, notes: list[str]
+) -> TaskComparison:
     # Where the baseline lacks the task, values still stand side by side and must be of one task.
     anchor = base if base in holders else next(iter(holders))
-    first = holders[anchor].results["tasks"][task]
-    for run in holders.values():
-        check_signature(task, run, holders[anchor])
-    samples = _aligned_samples(task, holders, anchor)
-    scores = {name: _scores(task, run, samples[name]) for name, run in holders.items()}
-    metrics = _metrics(holders, task)
-    resamples, differences = _differences(samples, metrics, base) if base in holders else (0, {})
+    first = holders[anchor][0]
+    for runs in holders.values():
+        for run in runs:
+            if how.on_signature == "stop":
+                check_signature(task, run, first)
+            elif told := signature_note(task, run, first):
+                notes.append(told)
+    statistics, shared = _statistics(task, holders, anchor, how)
+    if shared:
+        notes.append(f"{task}: {shared}")
+    metrics = _metrics(holders, task, statistics)
+    known = [name for name in metrics if name in METRICS]
+    # The least p is 2/(resamples + 1); it must stay small after Holm multiplies it.
+    resamples = max(RESAMPLES, 100 * len(known) * (len(holders) - 1))
+    several = len(holders) > 1 or shared or any(len(runs) > 1 for runs in holders.values())
+    drawn = resample(statistics, known, resamples=resamples, seed=SEED) if several else {}
+    differences = (
+        paired_differences(statistics, drawn, base, test=how.test, seed=SEED)
+        if drawn and base in holders
+        else {}
+    )
+    scores = {
+        name: _scores(task, runs, statistics[name], drawn.get(name, {}), bool(shared))
+        for name, runs in holders.items()
+    }
+    grouped = next((name for name in GROUP_METRICS if name in known), None)
     return TaskComparison(
         name=task,
-        n=first["n"],
-        clusters=int(samples[anchor]["cluster"].nunique()),
-        signature=first["signature"],
+        n=int(statistics[anchor][0].asked.sum()),
+        clusters=statistics[anchor][0].cluster_count,
+        signature=first.results["tasks"][task]["signature"],
         metrics=metrics,
         scores=_with_differences(scores, _judged(differences, metrics)),
-        groups=_groups(holders, task),
+        groups={} if shared else _groups(holders, task),
+        group_differences=_group_differences(statistics, base, grouped, metrics, how),
+        group_metric=grouped,
+        ranks=ranks_of(statistics, drawn, metrics, ALPHA) if len(drawn) > 1 else {},
         tests=sum(map(len, differences.values())),
-        resamples=resamples,
+        resamples=resamples if differences else 0,
     )
 
 
-def _metrics(holders: Mapping[str, RunFolder], task: str) -> dict[str, bool | None]:
-    """Every metric that a run reports, in the order of METRICS; unknown ones last."""
+def _statistics(task: str, holders: Systems, anchor: str, how: _How) -> tuple[dict[str, Runs], str]:
+    """The runs' statistics, and what was left out to make them comparable."""
+    flat = [(name, run) for name, runs in holders.items() for run in runs]
+    samples = [run.samples(task) for _, run in flat]
+    whole = [statistics_of(table) for table in samples]
+    for (_, run), statistics in zip(flat, whole, strict=True):
+        _check_fresh(task, run, statistics)
+    told = ""
+    if how.on_mismatch == "intersect":
+        samples, told = intersect(samples)
+        whole = [statistics_of(table) for table in samples] if told else whole
+    found: dict[str, list[TaskStatistics]] = {name: [] for name in holders}
+    for (name, _), statistics in zip(flat, whole, strict=True):
+        found[name].append(statistics)
+    against = holders[anchor][0].path
+    for name, runs in holders.items():
+        for run, own in zip(runs, found[name], strict=True):
+            if run is not holders[anchor][0]:
+                where = f"{task}: {run.path}"
+                check_same_samples(own, found[anchor][0], where, str(against))
+    return dict(found), told
+
+
+def _metrics(holders: Systems, task: str, statistics: Mapping[str, Runs]) -> dict[str, bool | None]:
+    """Every metric that all runs of a system report, in the order of METRICS; unknown ones last."""
     found: dict[str, bool | None] = {}
-    for run in holders.values():
-        for name, metric in run.results["tasks"][task]["metrics"].items():
-            found.setdefault(name, metric["higher_is_better"])
+    for runs in holders.values():
+        reported = [run.results["tasks"][task]["metrics"] for run in runs]
+        for name, metric in reported[0].items():
+            if all(name in row for row in reported):
+                found.setdefault(name, metric["higher_is_better"])
     order = {name: place for place, name in enumerate(METRICS)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-def _aligned_samples(
-    task: str, holders: Mapping[str, RunFolder], anchor: str
-) -> dict[str, pd.DataFrame]:
-    reference = holders[anchor].samples(task)
-    against = str(holders[anchor].path)
-    aligned = {}
-    for name, run in holders.items():
-        own = reference if name == anchor else run.samples(task)
-        aligned[name], _ = align(own, reference, f"{task}: {run.path}", against)
-    return aligned
-
-
-def _scores(task: str, run: RunFolder, samples: pd.DataFrame) -> dict[str, Score]:
-    reported = run.results["tasks"][task]["metrics"]
-    _check_fresh(task, run, reported, samples)
-    return {
-        name: Score(
+def _scores(
+    task: str,
+    runs: Sequence[RunFolder],
+    statistics: Runs,
+    drawn: Mapping[str, Drawn],
+    recompute: bool,
+) -> dict[str, Score]:
+    reported = [run.results["tasks"][task]["metrics"] for run in runs]
+    found = {}
+    for name, metric in reported[0].items():
+        if len(runs) > 1 or recompute:
+            if name in drawn and all(name in row for row in reported):
+                found[name] = _resampled_score(name, statistics, drawn[name])
+            continue
+        low, high = metric["ci95"]
+        found[name] = Score(
             value=float(metric["value"]),
             stderr=float(metric["stderr"]),
-            ci95=(float(metric["ci95"][0]), float(metric["ci95"][1])),
+            ci95=_share_interval(name, statistics[0]) or (float(low), float(high)),
         )
-        for name, metric in reported.items()
-    }
+    return found
 
 
-def _check_fresh(
-    task: str, run: RunFolder, reported: Mapping[str, Any], samples: pd.DataFrame
-) -> None:
-    known = [name for name in reported if name in METRICS]
-    found = corpus_values(samples, known)
-    for name in known:
-        value = reported[name]["value"]
-        if name not in found or abs(found[name] - value) > STALE * max(1.0, abs(value)):
+def _resampled_score(metric: str, statistics: Runs, drawn: Drawn) -> Score:
+    values = [run.value(metric) for run in statistics]
+    exact = _share_interval(metric, statistics[0]) if len(values) == 1 else None
+    return Score(
+        value=drawn.value,
+        stderr=bootstrap_stderr(drawn.resampled),
+        ci95=exact or percentile_interval(drawn.resampled),
+        seed_sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+    )
+
+
+def _share_interval(metric: str, statistics: TaskStatistics) -> tuple[float, float] | None:
+    if metric not in statistics.blocks:
+        return None
+    counts = share_counts(statistics, metric)
+    return None if counts is None else wilson_interval(counts[0].sum(), counts[1].sum())
+
+
+def _check_fresh(task: str, run: RunFolder, statistics: TaskStatistics) -> None:
+    for name, metric in run.results["tasks"][task]["metrics"].items():
+        if name not in METRICS:
+            continue
+        value = metric["value"]
+        found = statistics.value(name) if name in statistics.blocks else float("nan")
+        if not abs(found - value) <= STALE * max(1.0, abs(value)):
             raise UserError(
                 f"{run.path}: {task}: results.json says {name} = {value:.6g}, its samples give "
-                f"{found.get(name, float('nan')):.6g}; the files are of two runs, score it again"
+                f"{found:.6g}; the files are of two runs, score it again"
             )
-
-
-def _differences(
-    samples: Mapping[str, pd.DataFrame], metrics: Mapping[str, bool | None], base: str
-) -> tuple[int, dict[str, dict[str, PairedDifference]]]:
-    candidates = {name: rows for name, rows in samples.items() if name != base}
-    known = [name for name in metrics if name in METRICS]
-    # The least p is 2/(resamples + 1); it must stay small after Holm multiplies it.
-    resamples = max(RESAMPLES, 100 * len(known) * len(candidates))
-    if not candidates:
-        return 0, {}
-    return resamples, paired_differences(
-        candidates, samples[base], known, resamples=resamples, seed=SEED
-    )
 
 
 def _judged(
@@ -302,11 +266,17 @@ def _judged(
 ) -> dict[tuple[str, str], Difference]:
     """Every difference by (system, metric), with Holm over all of them."""
     flat = {(s, m): d for s, row in differences.items() for m, d in row.items()}
-    adjusted = holm([difference.p for difference in flat.values()])
     return {
-        key: Difference(d.value, d.ci95, d.p, p, _verdict(d.value, p, metrics[key[1]]))
-        for (key, d), p in zip(flat.items(), adjusted, strict=True)
+        key: _judge(difference, p, metrics[key[1]])
+        for (key, difference), p in zip(
+            flat.items(), holm([difference.p for difference in flat.values()]), strict=True
+        )
     }
+
+
+def _judge(d: PairedDifference, p_holm: float, higher_is_better: bool | None) -> Difference:
+    verdict = _verdict(d.value, p_holm, higher_is_better)
+    return Difference(d.value, d.ci95, d.p, p_holm, verdict, d.test, d.effect, d.detectable)
 
 
 def _verdict(value: float, p_holm: float, higher_is_better: bool | None) -> Verdict:
@@ -329,10 +299,44 @@ def _with_differences(
     }
 
 
-def _groups(holders: Mapping[str, RunFolder], task: str) -> dict[str, dict[str, dict[str, float]]]:
+def _groups(holders: Systems, task: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Values by group; of several seeds, their means."""
     groups: dict[str, dict[str, dict[str, float]]] = {}
-    for system, run in holders.items():
-        for group, summary in run.results["tasks"][task]["groups"].items():
-            values = {name: float(m["value"]) for name, m in summary["metrics"].items()}
+    for system, runs in holders.items():
+        rows = [run.results["tasks"][task]["groups"] for run in runs]
+        for group, summary in rows[0].items():
+            shared = [row[group]["metrics"] for row in rows if group in row]
+            values = {
+                name: float(np.mean([metrics[name]["value"] for metrics in shared]))
+                for name in summary["metrics"]
+                if all(name in metrics for metrics in shared)
+            }
             groups.setdefault(group, {})[system] = values
     return dict(sorted(groups.items()))
+
+
+def _group_differences(
+    statistics: Mapping[str, Runs],
+    base: str,
+    metric: str | None,
+    metrics: Mapping[str, bool | None],
+    how: _How,
+) -> dict[str, dict[str, Difference]]:
+    """`metric` of each group against the baseline, with Holm over groups × systems."""
+    if metric is None or base not in statistics or len(statistics) < 2:
+        return {}
+    names = sorted({name for run in statistics[base] for name in run.group_names})
+    flat: dict[tuple[str, str], PairedDifference] = {}
+    # As for the whole: the least p must survive Holm.
+    resamples = max(RESAMPLES, 100 * len(names) * (len(statistics) - 1))
+    for name in names:
+        parts = {system: [run.group(name) for run in runs] for system, runs in statistics.items()}
+        drawn = resample(parts, [metric], resamples=resamples, seed=SEED)
+        found = paired_differences(parts, drawn, base, test=how.test, seed=SEED)
+        flat |= {(name, system): row[metric] for system, row in found.items() if metric in row}
+    grouped: dict[str, dict[str, Difference]] = {}
+    adjusted = holm([difference.p for difference in flat.values()])
+    for ((name, system), found_difference), p in zip(flat.items(), adjusted, strict=True):
+        judged = _judge(found_difference, p, metrics[metric])
+        grouped.setdefault(name, {})[system] = judged
+    return grouped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cwdpo_bench.leaderboards.compare import Comparison, Score, TaskComparison
+from cwdpo_bench.leaderboards.comparison import Comparison, Score, TaskComparison
 
 MARKS = {"better": "▲", "worse": "▼", "higher": "↑", "lower": "↓", "same": "="}
 DASH = "–"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cwdpo_bench.leaderboards import published
-from cwdpo_bench.leaderboards.compare import Comparison, Score, TaskComparison
+from cwdpo_bench.leaderboards.comparison import Comparison, Score, TaskComparison
 from cwdpo_bench.leaderboards.display import (
     DASH,
     caption,

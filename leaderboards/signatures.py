@@ -42,19 +42,35 @@ def check_signature(task: str, run: RunFolder, anchor: RunFolder) -> None:
         UserError: a part of the signature in `MUST_AGREE` is stated by both and differs; it is
             named with both values.
     """
-    own = run.results["tasks"][task]["signature"]
-    differing = _differing(own, anchor.results["tasks"][task]["signature"])
-    # Finished predictions (`score`) state neither split nor prompt: that is told, not refused; the
-    # samples themselves are compared in any case.
-    grave = {
-        key: pair for key, pair in differing.items() if key in MUST_AGREE and NOT_STATED not in pair
-    }
-    if grave:
-        told = "; ".join(f"{key}: {a!r} against {b!r}" for key, (a, b) in grave.items())
+    own, other = (r.results["tasks"][task]["signature"] for r in (run, anchor))
+    if told := grave_difference(own, other):
         raise UserError(
             f"{task}: {run.path} and {anchor.path} did not do the same task ({told}); "
-            "run both with the same settings, or compare them apart"
+            "run both with the same settings, or say --on-signature warn"
         )
+
+
+def signature_note(task: str, run: RunFolder, anchor: RunFolder) -> str:
+    """What `check_signature` would refuse, as a note; empty where it would not."""
+    own, other = (r.results["tasks"][task]["signature"] for r in (run, anchor))
+    told = grave_difference(own, other)
+    return told and (
+        f"{task}: {run.path} and {anchor.path} did not do the same task ({told}); "
+        "compared nevertheless, as asked"
+    )
+
+
+def grave_difference(own: str, other: str) -> str:
+    """The parts of `MUST_AGREE` that differ between two signatures of a task, told; or nothing.
+
+    Finished predictions (`score`) state neither split nor prompt: that is told in the notes, not
+    here; the samples themselves are compared in any case.
+    """
+    return "; ".join(
+        f"{key}: {a!r} against {b!r}"
+        for key, (a, b) in _differing(own, other).items()
+        if key in MUST_AGREE and NOT_STATED not in (a, b)
+    )
 
 
 def notes_on(runs: Mapping[str, RunFolder], base: str, tasks: Iterable[str]) -> list[str]:

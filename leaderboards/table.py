@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cwdpo_bench.leaderboards.compare import Comparison, Score, TaskComparison
+from cwdpo_bench.leaderboards.comparison import Comparison, Score, TaskComparison
 from cwdpo_bench.leaderboards.display import (
     DASH,
     caption,
