@@ -88,7 +88,9 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="sft, sft-c, dpo, sft-c+dpo, cw-dpo, or a file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe (sft, dpo, cw-dpo, …) or a file.")
+    ],
     model: ModelOption,
     data: Annotated[Path, typer.Option(help="Pairs: .jsonl, .parquet or a datasets folder.")],
     output: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
@@ -117,6 +119,8 @@ def train(
             resume=resume,
             report=progress.step,
         )
+    for warning in record["warnings"]:
+        print(f"cwdpo-bench: warning: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(record, indent=2))
     else:

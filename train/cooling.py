@@ -23,14 +23,17 @@ LEAST_SHARE = 0.1
 
 
 class CoolingParameters(NamedTuple):
-    """ℓ_floor and τ as numbers, with the treatment of the gradient."""
+    """ℓ_floor and τ as numbers, the treatment of the gradient, and a weight that overrules them."""
 
     floor: float
     tau: float
     detach: bool
+    fixed: float | None = None
 
     def weight(self, confidence: torch.Tensor) -> torch.Tensor:
         """w_c of answers with mean log-probability `confidence`."""
+        if self.fixed is not None:
+            return torch.full_like(confidence, self.fixed)
         return cooling_weight(confidence, floor=self.floor, tau=self.tau, detach=self.detach)
 
 
@@ -56,7 +59,7 @@ def resolve_cooling(cooling: Cooling, confidence: torch.Tensor) -> CoolingParame
                 "likelihoods; set a number"
             )
         tau = found
-    return CoolingParameters(float(floor), float(tau), cooling.detach)
+    return CoolingParameters(float(floor), float(tau), cooling.detach, cooling.fixed)
 
 
 class CoolingTracker(TrainerCallback, ExportableState):
@@ -82,13 +85,13 @@ class CoolingTracker(TrainerCallback, ExportableState):
     @property
     def parameters(self) -> CoolingParameters:
         """The numbers of now; what the recipe fixes stays fixed."""
-        floor, tau, detach = self.start
+        floor, tau = self.start.floor, self.start.tau
         if self._cooling.floor == "auto-track":
             floor = self._mean
         if self._cooling.tau == "auto-track":
             spread = max(self._square - self._mean**2, 0.0) ** 0.5
             tau = max(spread, LEAST_SHARE * self.start.tau)
-        return CoolingParameters(floor, tau, detach)
+        return self.start._replace(floor=floor, tau=tau)
 
     def weight(self, confidence: torch.Tensor) -> torch.Tensor:
         """w_c of answers with mean log-probability `confidence` under the numbers of now."""

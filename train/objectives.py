@@ -37,6 +37,24 @@ def sft_c_loss(
     return sft_loss(nll_chosen) + weight * torch.relu(threshold - nll_rejected.mean())
 
 
+def hard_constraint_loss(
+    nll_chosen: torch.Tensor, nll_rejected: torch.Tensor, *, threshold: float
+) -> torch.Tensor:
+    """Constrained SFT by a switching subgradient step (SPEC 1; Polyak 1967).
+
+    min E[NLL(y⁺)] subject to E[NLL(y⁻)] ≥ C. While the batch violates the constraint, the step is
+    on it alone: C − E[NLL(y⁻)]; else on the positives alone: E[NLL(y⁺)]. The value jumps where the
+    two meet, the step is what counts.
+
+    Args:
+        nll_chosen: [B].
+        nll_rejected: [B], in the same unit.
+        threshold: C, in that unit.
+    """
+    violation = threshold - nll_rejected.mean()
+    return violation if violation.item() > 0 else nll_chosen.mean()
+
+
 def dpo_loss(
     delta_chosen: torch.Tensor, delta_rejected: torch.Tensor, *, beta: float
 ) -> torch.Tensor:
@@ -74,10 +92,50 @@ def cw_dpo_loss(
     return dpo_loss(delta_chosen, cooling * delta_rejected, beta=beta)
 
 
+def v_dpo_loss(
+    delta_chosen: torch.Tensor,
+    delta_rejected: torch.Tensor,
+    logp_chosen: torch.Tensor,
+    logp_rejected: torch.Tensor,
+    logp_chosen_no_image: torch.Tensor,
+    logp_rejected_no_image: torch.Tensor,
+    *,
+    beta: float,
+    gamma: float,
+) -> torch.Tensor:
+    """V-DPO: DPO with a vision-guided policy score, [B] (Xie et al., EMNLP Findings 2024; SPEC 3).
+
+    The policy's score of an answer is γ · log π_θ(y|x,v) − (γ − 1) · sg[log π_θ(y|x)], classifier-
+    free guidance with the image v as the condition; the reference's is log π_ref(y|x,v), unguided.
+    With Δ the unguided difference, the guided one is
+    Δ + (γ − 1)(log π_θ(y|x,v) − sg[log π_θ(y|x)]), and the loss −log σ(β(Δ'_w − Δ'_l)).
+    Pairs of image contrast (the same answer, another image as the worse side) fit without change:
+    the terms without image cancel.
+
+    Left open, and what we do: x without v is the prompt with its images taken out (the released
+    training code puts noise in their place); γ is the recipe's own; γ = 1 is `dpo_loss` exactly.
+
+    Args:
+        delta_chosen: [B], Δ_w.
+        delta_rejected: [B], Δ_l.
+        logp_chosen: [B], log π_θ(y_w|x,v).
+        logp_rejected: [B], log π_θ(y_l|x,v), under its own image where it has one.
+        logp_chosen_no_image: [B], log π_θ(y_w|x); no gradient goes through it.
+        logp_rejected_no_image: [B], likewise of y_l.
+        beta: β > 0.
+        gamma: γ ≥ 1.
+    """
+    guidance_chosen = (gamma - 1) * (logp_chosen - logp_chosen_no_image.detach())
+    guidance_rejected = (gamma - 1) * (logp_rejected - logp_rejected_no_image.detach())
+    return dpo_loss(delta_chosen + guidance_chosen, delta_rejected + guidance_rejected, beta=beta)
+
+
 OBJECTIVES: dict[str, Callable[..., torch.Tensor]] = {
     "sft": sft_loss,
     "sft-c": sft_c_loss,
+    "hard-constraint": hard_constraint_loss,
     "dpo": dpo_loss,
     "cw-dpo": cw_dpo_loss,
+    "v-dpo": v_dpo_loss,
 }
 """By the `kind` of a recipe's section."""

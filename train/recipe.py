@@ -19,9 +19,13 @@ from cwdpo_bench.train.sections import Data, Dynamics, Lora, Model, Objective, S
 
 
 class Recipe(Section):
-    """A whole recipe: one `objective`, or `stage1` and `stage2`."""
+    """A whole recipe: one `objective`, or `stage1` and `stage2`, of which one may be left out.
+
+    `init` is a checkpoint to start from instead of the model's own weights.
+    """
 
     name: str
+    init: str | None = None
     data: Data = Data()
     model: Model = Model()
     lora: Lora = Lora()
@@ -33,19 +37,15 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _one_or_two_stages(self) -> Recipe:
-        both = self.stage1 is not None and self.stage2 is not None
-        none = self.stage1 is None and self.stage2 is None
-        if not ((self.objective is not None and none) or (self.objective is None and both)):
-            raise ValueError("write either objective, or both stage1 and stage2")
+        staged = self.stage1 is not None or self.stage2 is not None
+        if staged == (self.objective is not None):
+            raise ValueError("write either objective, or stage1 and stage2 (one may be left out)")
         return self
 
     def stages(self) -> dict[str, Objective]:
         """The stages in order, by the name of their folder."""
-        if self.objective is not None:
-            return {"stage1": self.objective}
-        assert self.stage1 is not None
-        assert self.stage2 is not None
-        return {"stage1": self.stage1, "stage2": self.stage2}
+        stages = {"stage1": self.objective or self.stage1, "stage2": self.stage2}
+        return {name: objective for name, objective in stages.items() if objective is not None}
 
     def trainer_arguments(self, stage: Objective) -> dict[str, Any]:
         """The stage's `trainer:` on top of the recipe's."""
@@ -69,25 +69,65 @@ def shipped_recipes() -> list[str]:
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """Read a shipped recipe by name, or a YAML file by path, and apply `key.sub=value` overrides.
 
+    A recipe that `extends` another holds that one's keys but for those that it writes itself.
+
     Raises:
         UserError: no such recipe, not YAML, an unknown key (the nearest is named), a bad value.
     """
+    source, values = _read(name, Path())
+    for override in overrides or []:
+        _apply(values, override)
+    return parse_recipe(values, source)
+
+
+def _read(name: str, folder: Path, heirs: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]:
+    """What a recipe is called in messages, and its keys with those that it inherits.
+
+    Args:
+        name: a shipped recipe, or a file relative to `folder`.
+        folder: where the heir lies.
+        heirs: the recipes that extend this one.
+    """
+    file = folder / name
     if name in shipped_recipes():
-        source = f"recipe {name}"
+        source, file = f"recipe {name}", Path(name)
         text = (package_files("cwdpo_bench.train") / "recipes" / f"{name}.yaml").read_text("utf-8")
-    elif Path(name).is_file():
-        source, text = name, Path(name).read_text(encoding="utf-8")
+    elif file.is_file():
+        source, text = str(file), file.read_text(encoding="utf-8")
     else:
-        raise UserError(f"no recipe and no file {name!r}; {nearest(name, shipped_recipes())}")
+        place = f"{heirs[-1]}: extends: " if heirs else ""
+        raise UserError(
+            f"{place}no recipe and no file {name!r}; {nearest(name, shipped_recipes())}"
+        )
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise UserError(f"{source}: a recipe is a mapping of keys, see `cwdpo-bench train --help`")
-    for override in overrides or []:
-        _apply(values, override)
-    return parse_recipe(values, source)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return source, values
+    if source in heirs:
+        raise UserError(f"{source}: extends itself ({' → '.join((*heirs, source))})")
+    if not isinstance(parent, str) or "name" not in values:
+        raise UserError(f"{source}: extends: name one recipe, and give this one a name of its own")
+    return source, _merged(_read(parent, file.parent, (*heirs, source))[1], values)
+
+
+def _merged(base: dict[str, Any], heir: dict[str, Any]) -> dict[str, Any]:
+    """The base's keys under the heir's; a section of another `kind` replaces the base's whole."""
+    merged = dict(base)
+    for key, value in heir.items():
+        inherited = base.get(key)
+        if (
+            isinstance(value, dict)
+            and isinstance(inherited, dict)
+            and value.get("kind", inherited.get("kind")) == inherited.get("kind")
+        ):
+            value = _merged(inherited, value)
+        merged[key] = value
+    return merged
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -133,11 +173,12 @@ def _explain(error: Any) -> str:
     section, path = _walk(error["loc"])
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {nearest(path[-1], _fields(section))}"
+        known = [*_fields(section), *(["extends"] if section is Recipe else [])]
+        return f"unknown key {key!r}; {nearest(path[-1], known)}"
     if error["type"] == "union_tag_invalid":
         tag = error["ctx"]["tag"]
-        known = set(re.findall(r"'([^']+)'", error["ctx"]["expected_tags"])) - {"custom"}
-        return f"{key}.kind: unknown {tag!r}; {nearest(tag, known)}"
+        kinds = set(re.findall(r"'([^']+)'", error["ctx"]["expected_tags"])) - {"custom"}
+        return f"{key}.kind: unknown {tag!r}; {nearest(tag, kinds)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
 

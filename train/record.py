@@ -43,6 +43,7 @@ def new_record(
             **{name: version(name) for name in packages},
         },
         "stages": {},
+        "warnings": [],
     }
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -36,6 +35,15 @@ from cwdpo_bench.train.reference import (
     reference_fingerprint,
 )
 from cwdpo_bench.train.sections import CWDPO, Objective
+from cwdpo_bench.train.smoothing import (
+    has_constraint,
+    never_acted,
+    sample_for_threshold,
+    share_active,
+    wants_threshold,
+    with_threshold,
+)
+from cwdpo_bench.train.start import base_name, init_record, load, start_model
 from cwdpo_bench.train.terms import needed_views, needs_reference, needs_rejected
 from cwdpo_bench.train.trainer import (
     PairCollator,
@@ -43,7 +51,7 @@ from cwdpo_bench.train.trainer import (
     autocast_of,
     reference_scores,
 )
-from cwdpo_bench.vlm import VLM, freeze_vision, load_vlm, vision_is_frozen
+from cwdpo_bench.vlm import VLM
 
 StepReport = Callable[[str, int, int, float | None], None]
 """Called with the stage, the step, the stage's last step, and the last logged loss."""
@@ -135,8 +143,8 @@ def train(
     if record["status"] == "finished":
         return record
 
-    vlm = _frozen(_with_lora(_load(recipe, model), recipe), recipe)
-    record["model"]["base"] = _base_name(vlm)
+    vlm = start_model(recipe, model)
+    record["model"].update(base=base_name(vlm), init=init_record(recipe))
     write_text(output / "recipe.yaml", recipe.to_yaml())
     write_json(output / "provenance.json", record)
     watch = _Watch(
@@ -151,20 +159,21 @@ def train(
     for name, objective in recipe.stages().items():
         last = name == list(recipe.stages())[-1]
         if name in record["stages"]:
-            vlm = vlm if last else _frozen(_load(recipe, str(output / name)), recipe)
+            vlm = vlm if last else load(recipe, str(output / name))
             continue
         offset = sum(done["steps"] for done in record["stages"].values())
         stage = _Stage(name, objective, parts[name], output / name, offset)
         started = time.monotonic()
-        trainer, cooling = _train_stage(recipe, stage, vlm, prepared, watch, resume)
+        trainer, details = _train_stage(recipe, stage, vlm, prepared, watch, resume)
         _save(vlm, trainer, output if last else stage.folder)
         record["stages"][name] = {
             "objective": objective.kind,
             "pairs": len(stage.pairs),
             "steps": trainer.state.global_step,
-            "cooling": _cooling_record(cooling),
+            **details,
             "seconds": round(time.monotonic() - started, 1),
         }
+        record["warnings"] += _warnings(name, record["stages"][name])
         write_json(output / "provenance.json", record)
     plot_dynamics(watch.log.rows, output / "dynamics.png", recipe.name)
     record["status"] = "finished"
@@ -179,13 +188,30 @@ def _train_stage(
     prepared: PreparedPairs,
     watch: _Watch,
     resume: bool,
-) -> tuple[PreferenceTrainer, CoolingParameters | CoolingTracker | None]:
+) -> tuple[PreferenceTrainer, dict[str, Any]]:
+    """Train one stage; returns what its record says beside the counts."""
     arguments = _training_arguments(recipe, stage)
-    views = needed_views(stage.objective)
+    batch_size = arguments.per_device_train_batch_size
+
+    def scored(pairs: list[Pair], views: list[str]) -> Reference:
+        return reference_scores(
+            vlm,
+            pairs,
+            batch_size,
+            views,
+            prepared=prepared,
+            autocast=lambda: autocast_of(arguments),
+        )
+
+    objective = stage.objective
+    if wants_threshold(objective):
+        sample = sample_for_threshold(stage.pairs, seed_of(recipe))
+        objective = with_threshold(objective, scored(sample, ["rejected"])["rejected"], batch_size)
+    views = needed_views(objective)
     collator = PairCollator(prepared, views)
     reference: Reference | None = None
     cooling: CoolingParameters | CoolingTracker | None = None
-    if needs_reference(stage.objective):
+    if needs_reference(objective):
         # The policy of now is the reference: π_ref ← π_θ between the stages (SPEC 1).
         reference = kept_reference(
             stage.folder / REFERENCE_FILE,
@@ -193,22 +219,15 @@ def _train_stage(
                 vlm.model, vlm.processor, stage.pairs, _precision(vlm, arguments, prepared)
             ),
             views,
-            lambda: reference_scores(
-                vlm,
-                stage.pairs,
-                arguments.per_device_train_batch_size,
-                views,
-                prepared=prepared,
-                autocast=lambda: autocast_of(arguments),
-            ),
+            lambda: scored(stage.pairs, views),
         )
-    if isinstance(stage.objective, CWDPO) and reference is not None:
-        cooling = make_cooling(stage.objective.cooling, reference["rejected"].mean_logp)
+    if isinstance(objective, CWDPO) and reference is not None:
+        cooling = make_cooling(objective.cooling, reference["rejected"].mean_logp)
     trainer = PreferenceTrainer(
         model=vlm.model,
         args=arguments,
         data_collator=collator,
-        objective=stage.objective,
+        objective=objective,
         pairs=stage.pairs,
         reference=reference,
         cooling=cooling,
@@ -220,7 +239,18 @@ def _train_stage(
     watch.log.forget_after(stage.name, -1 if checkpoint is None else _step_of(checkpoint))
     with _disk_errors(stage.folder):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return trainer, cooling
+    details: dict[str, Any] = {"cooling": _cooling_record(cooling)}
+    if has_constraint(objective):
+        details["threshold"] = objective.threshold  # type: ignore[union-attr]
+        details["penalty_active"] = share_active(trainer.state.log_history)
+    return trainer, details
+
+
+def _warnings(stage: str, record: dict[str, Any]) -> list[str]:
+    """What a user should know of a finished stage."""
+    if record.get("penalty_active") == 0:
+        return [never_acted(stage, record["threshold"])]
+    return []
 
 
 def _cooling_record(
@@ -228,8 +258,8 @@ def _cooling_record(
 ) -> dict[str, Any] | None:
     """ℓ_floor and τ at the start of a stage, and at its end where they were tracked."""
     if isinstance(cooling, CoolingTracker):
-        floor, tau, _ = cooling.parameters
-        return {**cooling.start._asdict(), "end": {"floor": floor, "tau": tau}}
+        now = cooling.parameters
+        return {**cooling.start._asdict(), "end": {"floor": now.floor, "tau": now.tau}}
     return None if cooling is None else cooling._asdict()
 
 
@@ -293,57 +323,6 @@ def _precision(vlm: VLM, arguments: TrainingArguments, prepared: PreparedPairs) 
     return f"{weights} weights, {mixed} autocast, {rows} rows, {vlm.device.type}"
 
 
-def _frozen(vlm: VLM, recipe: Recipe) -> VLM:
-    """The vision tower frozen where the recipe wants it so."""
-    freeze = recipe.model.freeze_vision
-    # `auto` leaves alone what an adapter was put into, and all of a model that is trained whole.
-    if freeze is True or (freeze == "auto" and recipe.lora.enabled and vision_is_frozen(vlm.model)):
-        freeze_vision(vlm.model)
-    return vlm
-
-
-def _load(recipe: Recipe, name: str) -> VLM:
-    dtype = None if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
-    return load_vlm(
-        name, dtype=dtype, trust_remote_code=recipe.model.trust_remote_code, trainable=True
-    )
-
-
-def _with_lora(vlm: VLM, recipe: Recipe) -> VLM:
-    """Adapters as the recipe wants them; full fine-tuning of an adapter's model merges it first."""
-    adapted = isinstance(vlm.model, PeftModel)
-    if recipe.lora.enabled and not adapted:
-        lora = recipe.lora
-        config = LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        try:
-            # An adapter starts from random numbers: the run's seed makes them the same again.
-            with torch.random.fork_rng():
-                torch.manual_seed(seed_of(recipe))
-                model = get_peft_model(vlm.model, config)
-        except ValueError as error:
-            raise UserError(f"recipe {recipe.name}: lora.target_modules: {error}") from error
-        if Path(vlm.name).is_dir():
-            # An adapter that names its base by a relative path is lost in any other folder.
-            for peft_config in model.peft_config.values():
-                peft_config.base_model_name_or_path = str(Path(vlm.name).resolve())
-        return VLM(model, vlm.processor, vlm.name)
-    if adapted and not recipe.lora.enabled:
-        return VLM(vlm.model.merge_and_unload(), vlm.processor, vlm.name)
-    return vlm
-
-
-def _base_name(vlm: VLM) -> str:
-    if isinstance(vlm.model, PeftModel):
-        return str(vlm.model.peft_config["default"].base_model_name_or_path)
-    return vlm.name
-
-
 def _save(vlm: VLM, trainer: PreferenceTrainer, folder: Path) -> None:
     with _disk_errors(folder):
         vlm.model.save_pretrained(str(folder))
@@ -353,7 +332,7 @@ def _save(vlm: VLM, trainer: PreferenceTrainer, folder: Path) -> None:
 
 def _share_out(recipe: Recipe, pairs: list[Pair]) -> dict[str, list[Pair]]:
     if len(recipe.stages()) == 1:
-        return {"stage1": pairs}
+        return dict.fromkeys(recipe.stages(), pairs)
     first, second = split_stages(pairs, recipe.data.stage1_share, seed_of(recipe))
     return {"stage1": first, "stage2": second}
 

@@ -28,12 +28,16 @@ class Section(BaseModel):
 
 
 class Cooling(Section):
-    """The weight w_c of the loser's term; `memory` is that of `auto-track`, in pairs."""
+    """The weight w_c of the loser's term.
+
+    `memory` is that of `auto-track`, in pairs; `fixed` is a weight for all answers instead.
+    """
 
     floor: float | Literal["auto", "auto-track"] = "auto"
     tau: Annotated[float, Field(gt=0)] | Literal["auto", "auto-track"] = "auto"
     detach: bool = True
     memory: Annotated[int, Field(gt=0)] = 256
+    fixed: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class _Term(Section):
@@ -95,7 +99,15 @@ class SFTC(_Objective):
     kind: Literal["sft-c"]
     nll: Literal["mean", "sum"] = "mean"
     weight: Annotated[float, Field(ge=0, alias="lambda")] = 0.1
-    threshold: float = 1.0
+    threshold: float | Literal["auto"] = "auto"
+
+
+class HardConstraint(_Objective):
+    """Constrained SFT by a switching subgradient; `threshold` is C."""
+
+    kind: Literal["hard-constraint"]
+    nll: Literal["mean", "sum"] = "mean"
+    threshold: float | Literal["auto"] = "auto"
 
 
 class DPO(_Objective):
@@ -111,6 +123,14 @@ class CWDPO(_Objective):
     kind: Literal["cw-dpo"]
     beta: Annotated[float, Field(gt=0)] = 0.1
     cooling: Cooling = Cooling()
+
+
+class VDPO(_Objective):
+    """Vision-guided DPO; `gamma` is γ, the strength of the guidance."""
+
+    kind: Literal["v-dpo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    gamma: Annotated[float, Field(ge=1)] = 1.5
 
 
 class Custom(_Objective):
@@ -141,8 +161,10 @@ def _tag(section: Any) -> str:
 Objective = Annotated[
     Annotated[SFT, Tag("sft")]
     | Annotated[SFTC, Tag("sft-c")]
+    | Annotated[HardConstraint, Tag("hard-constraint")]
     | Annotated[DPO, Tag("dpo")]
     | Annotated[CWDPO, Tag("cw-dpo")]
+    | Annotated[VDPO, Tag("v-dpo")]
     | Annotated[Custom, Tag("custom")],
     Discriminator(_tag),
 ]

@@ -18,6 +18,9 @@ SUFFIXES = {"_no_image": NO_IMAGE, "_masked": MASKED}
 FROZEN = frozenset({NO_IMAGE})
 """Images under which the policy is scored without gradient: V-DPO's stop-gradient term."""
 
+MASK_SHARE = 0.3
+"""Share of a masked image's pixels that is hidden, as in OPA-DPO's released settings."""
+
 
 def answer_and_image(view: str) -> tuple[str, str]:
     """The parts of a view's name; the answer may be no known one."""
@@ -55,13 +58,13 @@ def answer_of(pair: Pair, view: str) -> str:
     return text
 
 
-def under_image(pair: Pair, image: str, *, mask_share: float = 0.0) -> Pair:
-    """The pair with the images of a group of views; `mask_share` of the pixels where masked."""
+def under_image(pair: Pair, image: str) -> Pair:
+    """The pair with the images of a group of views."""
     if image == NO_IMAGE:
         return dataclasses.replace(pair, images=())
     if image == REJECTED and pair.rejected_images is not None:
         return dataclasses.replace(pair, images=pair.rejected_images)
     if image == MASKED:
-        masked = tuple(Masked(source, mask_share, pair.id) for source in pair.images)
+        masked = tuple(Masked(source, MASK_SHARE, pair.id) for source in pair.images)
         return dataclasses.replace(pair, images=masked)
     return pair

@@ -67,7 +67,7 @@ def load_vlm(
     folder = Path(name)
     _refuse_missing(name, folder)
     adapter = folder / "adapter_config.json"
-    base = _base_of(adapter) if adapter.is_file() else name
+    base = base_of(name)
     try:
         processor_source = name if _has_processor(folder) or base == name else base
         processor: Any = AutoProcessor.from_pretrained(
@@ -106,7 +106,15 @@ def _refuse_missing(name: str, folder: Path) -> None:
         raise UserError(f"model {name!r}: no such folder")
 
 
-def _base_of(adapter_config: Path) -> str:
+def base_of(name: str) -> str:
+    """The model below the adapter in a folder; any other name is its own base.
+
+    Raises:
+        UserError: the adapter does not say, or its base is not there.
+    """
+    adapter_config = Path(name) / "adapter_config.json"
+    if not adapter_config.is_file():
+        return name
     try:
         base = json.loads(adapter_config.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:

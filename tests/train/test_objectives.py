@@ -15,8 +15,10 @@ from cwdpo_bench.train.objectives import (
     cooling_weight,
     cw_dpo_loss,
     dpo_loss,
+    hard_constraint_loss,
     sft_c_loss,
     sft_loss,
+    v_dpo_loss,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -161,3 +163,63 @@ def test_sft_c_is_the_formula_and_acts_below_the_threshold(
     torch.testing.assert_close(
         rejected.grad, torch.full_like(rejected, -weight / 9 if mean < threshold else 0.0)
     )
+
+
+@given(seed=seeds, threshold=st.floats(-5, 5))
+def test_hard_constraint_steps_on_the_constraint_or_on_the_positives(
+    seed: int, threshold: float
+) -> None:
+    chosen, rejected = _random(seed, 2, 9)
+    chosen.requires_grad_(True)
+    rejected.requires_grad_(True)
+    hard_constraint_loss(chosen, rejected, threshold=threshold).backward()
+    violated = rejected.detach().mean().item() < threshold
+    moved, still = (rejected, chosen) if violated else (chosen, rejected)
+    # On the constraint the NLL of the negatives is raised, on the positives theirs is lowered.
+    sign = -1 if violated else 1
+    assert moved.grad is not None
+    torch.testing.assert_close(moved.grad, torch.full_like(moved, sign / 9))
+    assert still.grad is None or not still.grad.any()
+
+
+@given(seed=seeds, beta=st.floats(0.01, 2.0))
+def test_v_dpo_without_guidance_is_dpo_exactly(seed: int, beta: float) -> None:
+    delta_chosen, delta_rejected, *logps = _random(seed, 6, 7)
+    guided = v_dpo_loss(delta_chosen, delta_rejected, *logps, beta=beta, gamma=1.0)
+    torch.testing.assert_close(
+        guided, dpo_loss(delta_chosen, delta_rejected, beta=beta), rtol=0, atol=0
+    )
+
+
+@given(seed=seeds, beta=st.floats(0.01, 2.0), gamma=st.floats(1.0, 4.0))
+def test_v_dpo_is_dpo_between_the_guided_policy_and_the_reference(
+    seed: int, beta: float, gamma: float
+) -> None:
+    """Closed form of SPEC 3: score γ·log π(y|x,v) − (γ−1)·sg[log π(y|x)], reference unguided."""
+    policy, blind, reference = _random(seed, 3, 2, 7)
+    policy.requires_grad_(True)
+    blind.requires_grad_(True)
+    loss = v_dpo_loss(*(policy - reference), *policy, *blind, beta=beta, gamma=gamma)
+    score = gamma * policy - (gamma - 1) * blind - reference
+    torch.testing.assert_close(loss, torch.nn.functional.softplus(-beta * (score[0] - score[1])))
+    loss.sum().backward()
+    # The gradient goes through the policy with the image, γ times DPO's, and not through the other.
+    weight = beta * gamma * torch.sigmoid(-beta * (score[0] - score[1])).detach()
+    assert policy.grad is not None
+    torch.testing.assert_close(policy.grad, torch.stack([-weight, weight]))
+    assert blind.grad is None
+
+
+@given(seed=seeds, gamma=st.floats(1.0, 4.0))
+def test_v_dpo_on_image_contrast_needs_no_term_without_image(seed: int, gamma: float) -> None:
+    """The same answer on both sides: log π(y|x) is one number and cancels."""
+    policy, reference, blind = (
+        _random(seed, 2, 7),
+        _random(seed + 1, 2, 7),
+        _random(seed + 2, 7),
+    )
+    losses = [
+        v_dpo_loss(*(policy - reference), *policy, b, b, beta=0.5, gamma=gamma)
+        for b in (blind, torch.zeros(7))
+    ]
+    torch.testing.assert_close(*losses)

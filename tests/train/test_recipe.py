@@ -25,7 +25,7 @@ def test_every_key_of_a_shipped_recipe_has_a_comment(name: str) -> None:
     # Keys that speak for themselves, or that share the comment of the key above.
     plain = {"name", "kind", "seed", "alpha", "model", "trainer", "data", "objective"}
     plain |= {"stage1", "stage2", "cooling", "gradient_accumulation_steps", "warmup_steps"}
-    plain |= {"save_steps", "save_total_limit"}
+    plain |= {"save_steps", "save_total_limit", "extends"}
     for above, line in zip(["", *lines], lines, strict=False):
         key = line.split(":")[0].strip()
         if line.strip() and not line.lstrip().startswith("#") and key not in plain:
@@ -59,6 +59,7 @@ def test_the_defaults_are_the_stated_ones() -> None:
     assert recipe.stage2.cooling.detach
     assert recipe.stage2.cooling.floor == "auto"
     assert recipe.data.stage1_share == 0.75
+    assert recipe.stage1.threshold == "auto"
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -112,5 +113,68 @@ def test_broken_yaml_names_the_file_and_line(tmp_path: Path) -> None:
 def test_one_stage_and_two_stages_exclude_each_other() -> None:
     values = yaml.safe_load((RECIPES / "dpo.yaml").read_text(encoding="utf-8"))
     del values["objective"]
-    with pytest.raises(UserError, match="either objective, or both stage1 and stage2"):
+    with pytest.raises(UserError, match="either objective, or stage1 and stage2"):
         parse_recipe(values, "test")
+
+
+ABLATIONS = {
+    "no-smooth-sft": (None, "cw-dpo"),
+    "no-negative-sampling": ("sft", "cw-dpo"),
+    "hard-constraint": ("hard-constraint", "cw-dpo"),
+    "no-cw-dpo": ("sft-c", None),
+    "no-cooling": ("sft-c", "cw-dpo"),
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_cw_dpo_but_for_what_it_takes_away(name: str) -> None:
+    full, ablated = load_recipe("cw-dpo"), load_recipe(name)
+    first, second = ABLATIONS[name]
+    kinds = {stage: objective.kind for stage, objective in ablated.stages().items()}
+    assert kinds == {k: v for k, v in (("stage1", first), ("stage2", second)) if v is not None}
+    for key in ("data", "model", "lora", "dynamics", "trainer", "init"):
+        assert getattr(ablated, key) == getattr(full, key), key
+    if second is not None and name != "no-cooling":
+        assert ablated.stage2 == full.stage2
+    lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 10
+
+
+def test_no_cooling_fixes_the_weight_and_nothing_else() -> None:
+    full, ablated = load_recipe("cw-dpo").stage2, load_recipe("no-cooling").stage2
+    assert isinstance(full, CWDPO)
+    assert isinstance(ablated, CWDPO)
+    fixed = ablated.cooling.fixed
+    assert fixed == 0.5
+    unfixed = ablated.cooling.model_copy(update={"fixed": None})
+    assert ablated.model_copy(update={"cooling": unfixed}) == full
+
+
+def test_a_file_extends_a_shipped_recipe_or_a_file_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\nextends: dpo\nobjective: {beta: 0.3}\n")
+    child = tmp_path / "child.yaml"
+    child.write_text("name: child\nextends: mine.yaml\ntrainer: {learning_rate: 3e-4}\n")
+    recipe, dpo = load_recipe(str(child), ["lora.r=2"]), load_recipe("dpo")
+    assert (recipe.name, recipe.lora.r) == ("child", 2)
+    assert recipe.objective == dpo.objective.model_copy(update={"beta": 0.3})  # type: ignore[union-attr]
+    assert recipe.trainer == {**dpo.trainer, "learning_rate": 3e-4}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: x\nextends: cwdpo", ["extends", "did you mean 'cw-dpo'"]),
+        ("extends: dpo", ["a name of its own"]),
+        ("name: x\nextends: [dpo, sft]", ["name one recipe"]),
+        ("name: x\nextends: x.yaml", ["extends itself"]),
+        ("name: x\nextend: dpo\nobjective: {kind: sft}", ["'extend'", "did you mean 'extends'"]),
+    ],
+)
+def test_a_wrong_extends_is_named_with_its_mend(
+    text: str, words: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_recipe(str(file))
+    assert all(word in str(error.value) for word in words), error.value

@@ -42,7 +42,7 @@ def _scores(seed: int, *views: str) -> dict[str, SequenceScores]:
 
 def _pair(**fields: object) -> Pair:
     values = {"id": "a", "where": "line 1", "images": (Path("a.png"),), "prompt": "?"}
-    return Pair(**{**values, "chosen": "c", "rejected": "r", **fields})  # type: ignore[arg-type]
+    return Pair(**{**values, "chosen": "c", "rejected": "r", "references": ("c",), **fields})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_each_group_has_its_images() -> None:
     assert under_image(plain, "no_image").images == ()
     assert under_image(plain, "rejected_image").images == (Path("a.png"),)
     assert under_image(contrast, "rejected_image").images == (Path("b.png"),)
-    (masked,) = under_image(plain, "masked", mask_share=0.3).images
+    (masked,) = under_image(plain, "masked").images
     assert masked == Masked(Path("a.png"), 0.3, "a")
 
 

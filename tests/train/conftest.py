@@ -1,0 +1,77 @@
+"""What the training tests share: a few pairs with pictures, and a run of a few steps on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cwdpo_bench.train.recipe import load_recipe
+from cwdpo_bench.train.run import train
+
+SMALL = [
+    "trainer.per_device_train_batch_size=4",
+    "trainer.gradient_accumulation_steps=1",
+    "trainer.learning_rate=1e-3",
+    "trainer.warmup_steps=0",
+    "trainer.logging_steps=1",
+    "trainer.save_steps=2",
+    "dynamics.every=2",
+    "dynamics.pairs=4",
+]
+
+
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    """Overrides that make a run a matter of seconds."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    words = ["red", "blue", "circle", "square", "left", "right", "of", "a"]
+    rows = []
+    for i in range(24):
+        picture = rng.integers(0, 255, (84, 84, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+        chosen, rejected = (" ".join(rng.choice(words, 3 + i % 3)) + f" {j}" for j in "ab")
+        rows.append(
+            {
+                "id": f"pair-{i}",
+                "images": [f"{i}.png"],
+                "prompt": "What is it?",
+                "chosen": chosen,
+                "rejected": rejected,
+            }
+        )
+    for name, part in (("pairs.jsonl", rows[:20]), ("probe.jsonl", rows[20:])):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in part))
+    return folder
+
+
+@pytest.fixture
+def run(tiny_model_folder: Path, pairs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def start(
+        recipe: str,
+        *overrides: str,
+        output: str = "out",
+        model: Path = tiny_model_folder,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        return train(
+            load_recipe(recipe, [*SMALL, *overrides]),
+            model=str(model),
+            data=kwargs.pop("data", pairs / "pairs.jsonl"),
+            probe=pairs / "probe.jsonl",
+            output=tmp_path / output,
+            **kwargs,
+        )
+
+    return start
