@@ -15,7 +15,8 @@ from typing import Literal
 from cwdpo_bench.demo.world import (
     BACKGROUNDS,
     COLOURS,
-    PLACES,
+    HELD_OUT,
+    PLACE_NAMES,
     SHAPES,
     SIZES,
     Scene,
@@ -31,7 +32,8 @@ NUMBERS = ("zero", "one", "two", "three")
 RELATIONS = ("left of", "right of", "above", "below")
 ATTRIBUTES: tuple[Claim, ...] = ("shape", "colour", "size")
 CLAIMS: tuple[Claim, ...] = (*ATTRIBUTES, "place", "relation", "background", "count")
-_PLACE_NAMES = tuple(name for row in PLACES for name in row)
+LOOKALIKES = {"orange": "red", "purple": "blue", "star": "cross"}
+"""What a careless annotator takes a colour or a shape for."""
 
 # Weights of the forms for one, two and three things; alone, a thing stands in no relation.
 _FORM_WEIGHTS: dict[int, dict[Form, int]] = {
@@ -122,6 +124,23 @@ def is_true(description: Description, scene: Scene) -> bool:
     )
 
 
+def misperceive(scene: Scene, rng: random.Random, share: float) -> Scene:
+    """The scene as a careless annotator sees it.
+
+    Each colour and shape that has a lookalike is taken for it with probability `share`, unless that
+    would show a combination that training never shows.
+    """
+
+    def seen(feature: str) -> str:
+        return LOOKALIKES[feature] if feature in LOOKALIKES and rng.random() < share else feature
+
+    things = []
+    for thing in scene.things:
+        other = replace(thing, shape=seen(thing.shape), colour=seen(thing.colour))
+        things.append(thing if _kind(other) in HELD_OUT else other)
+    return replace(scene, things=tuple(things))
+
+
 def falsify(
     description: Description,
     scene: Scene,
@@ -154,7 +173,7 @@ def _changes(description: Description, claim: Claim, rng: random.Random) -> list
     for index, mention in enumerate(description.mentions):
         if getattr(mention, claim) is None:
             continue
-        for value in choices.get(claim, _PLACE_NAMES):
+        for value in choices.get(claim, PLACE_NAMES):
             mentions = list(description.mentions)
             mentions[index] = replace(mention, **{claim: value})
             found.append(replace(description, mentions=tuple(mentions)))

@@ -1,12 +1,12 @@
 """Pre-train the base of the demo from its seed: `python -m cwdpo_bench.demo.pretrain`.
 
-The base stands for a pre-trained VLM: it converges on a noisy corpus, in which a stated share of
-the captions is wrong in one attribute and of the answers is wrong at all, so that every benchmark
-leaves room both ways. The scenes are of the `pretraining` split, which no other data may hold.
+The base stands for a pre-trained VLM: it converges on a noisy corpus, whose annotators take some
+colours and shapes for others and get some answers wrong, so that every benchmark leaves room both
+ways. The scenes are of the `pretraining` split, which no other data may hold.
 
 First the vision tower learns to see (`demo/sight.py`), then the whole model to speak. There a
-step is one batch of captions and one of questions, each padded for itself; the loss is the mean
-over the captions' tokens plus the mean over the answers' tokens.
+step is one batch each of captions, questions and reading lessons, each padded for itself; the loss
+is the sum of their means over tokens, plus the guidance of `demo/lessons.py` for the latter two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from cwdpo_bench.demo.captions import ATTRIBUTES, describe, falsify, put_in_words
+from cwdpo_bench.demo.captions import describe, is_true, misperceive, put_in_words
+from cwdpo_bench.demo.lessons import KNOWS, LOOKS, Lesson, lesson_loss, lesson_of, reading_lesson
 from cwdpo_bench.demo.questions import KINDS, OPEN_KINDS, Question, ask, misread
 from cwdpo_bench.demo.sight import learn_to_see
 from cwdpo_bench.demo.tiny import build_tiny_vlm
@@ -43,18 +44,19 @@ class Plan:
     """How the base is made; the bundled one has these values."""
 
     seed: int = 0
-    sight_steps: int = 250
+    sight_steps: int = 700
     sight_learning_rate: float = 2e-3
-    steps: int = 1400
+    steps: int = 1900
     captions_per_step: int = 24
-    questions_per_step: int = 24
+    questions_per_step: int = 32
+    readings_per_step: int = 12
     scenes: int = 8000
     captions_per_scene: int = 5
     questions_per_scene: int = 5
     striped_share: float = 0.3
     twin_share: float = 0.15
     open_share: float = 0.25
-    wrong_captions: float = 0.3
+    mistaken_lookalikes: float = 0.6
     wrong_answers: float = 0.1
     learning_rate: float = 1.5e-3
     warmup_share: float = 0.05
@@ -63,11 +65,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and its completion in token ids, and the number of its scene's image."""
+    """A prompt and its completion in token ids.
 
-    image: int
+    Attributes:
+        image: the number of its scene's image, None for a text alone.
+        prompt: through the chat template.
+        completion: the end-of-turn token included.
+        lesson: of a question, what is to be known before it is answered.
+    """
+
+    image: int | None
     prompt: list[int]
     completion: list[int]
+    lesson: Lesson | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,8 @@ class Corpus:
         grid: [3], frames, rows and columns of patches, the same for each image.
         captions: five an image, some wrong.
         questions: in the prompts of MMMU and MMBench, some answers wrong.
+        readings: questions without an image that name their answer.
+        wrong_captions: the share that says something false.
     """
 
     scenes: list[Scene]
@@ -87,6 +99,8 @@ class Corpus:
     grid: torch.Tensor
     captions: list[Example]
     questions: list[Example]
+    readings: list[Example]
+    wrong_captions: float
 
 
 def draw_scenes(plan: Plan, split: Split, number: int) -> list[Scene]:
@@ -131,18 +145,19 @@ def build_corpus(plan: Plan, processor: Any) -> Corpus:
     scenes = draw_scenes(plan, "pretraining", plan.scenes)
     pixels, grid = encode_images([render(scene, rng) for scene in scenes], processor)
     encode = _Encoder(processor, int(grid.prod()) // processor.image_processor.merge_size**2)
-    captions, questions = [], []
+    captions, questions, wrong = [], [], 0
     for number, scene in enumerate(scenes):
         for _ in range(plan.captions_per_scene):
-            said = describe(scene, rng)
-            if rng.random() < plan.wrong_captions:
-                said = falsify(said, scene, rng, ATTRIBUTES) or said
+            said = describe(misperceive(scene, rng, plan.mistaken_lookalikes), rng)
+            wrong += not is_true(said, scene)
             captions.append(encode(number, caption_prompt(), put_in_words(said)))
         for question in draw_questions(scene, rng, plan):
             prompt = question_prompt(question, rng)
             heard = misread(question, rng) if rng.random() < plan.wrong_answers else question
-            questions.append(encode(number, prompt, heard.answer))
-    return Corpus(scenes, pixels, grid, captions, questions)
+            questions.append(encode(number, prompt, heard.answer, heard))
+    lessons = [reading_lesson(rng) for _ in questions]
+    readings = [encode(None, question_prompt(q, rng), q.answer, q) for q in lessons]
+    return Corpus(scenes, pixels, grid, captions, questions, readings, wrong / len(captions))
 
 
 def encode_images(
@@ -167,17 +182,41 @@ class _Encoder:
         self._image_tokens = image_tokens
         self._blank = Image.new("RGB", (28, 28))
 
-    def __call__(self, image: int, prompt: str, completion: str) -> Example:
-        text = chat_text(self._processor, Prompt(prompt, (self._blank,)))
+    def __call__(
+        self, image: int | None, prompt: str, completion: str, question: Question | None = None
+    ) -> Example:
+        images = () if image is None else (self._blank,)
+        text = chat_text(self._processor, Prompt(prompt, images))
         pad = self._processor.image_token
         text = text.replace(pad, pad * self._image_tokens)
         tokenizer = self._processor.tokenizer
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Example(image, ids, completion_ids(tokenizer, completion))
+        lesson = None if question is None else lesson_of(question, text, tokenizer)
+        return Example(image, ids, completion_ids(tokenizer, completion), lesson)
 
 
 def answer_loss(model: Any, corpus: Corpus, examples: Sequence[Example]) -> torch.Tensor:
-    """Mean cross-entropy over the completions' tokens, rows padded on the right."""
+    """Mean cross-entropy over the completions' tokens."""
+    return _forward(model, corpus, examples)[0]
+
+
+def guided_loss(model: Any, corpus: Corpus, examples: Sequence[Example]) -> torch.Tensor:
+    """The two losses of questions: that of the answers, and that of their lessons; [2]."""
+    answers, output = _forward(
+        model, corpus, examples, output_hidden_states=True, output_attentions=True
+    )
+    rows = torch.arange(len(examples))
+    ends = torch.tensor([len(example.prompt) - 1 for example in examples])
+    known = model.model.language_model.norm(output.hidden_states[KNOWS][rows, ends])
+    looked = output.attentions[LOOKS][rows, :, ends]
+    lessons = [example.lesson for example in examples if example.lesson is not None]
+    return torch.stack([answers, lesson_loss(known, looked, model.lm_head, lessons)])
+
+
+def _forward(
+    model: Any, corpus: Corpus, examples: Sequence[Example], **asked: bool
+) -> tuple[torch.Tensor, Any]:
+    """The mean cross-entropy over the completions and the model's output, padded on the right."""
     width = max(len(e.prompt) + len(e.completion) for e in examples)
     ids = torch.full((len(examples), width), model.config.text_config.pad_token_id)
     labels = torch.full_like(ids, -100)
@@ -187,18 +226,23 @@ def answer_loss(model: Any, corpus: Corpus, examples: Sequence[Example]) -> torc
         ids[row, :end] = torch.tensor(example.prompt + example.completion)
         labels[row, start:end] = torch.tensor(example.completion)
         attention[row, :end] = 1
-    numbers = [example.image for example in examples]
-    logits = model(
+    numbers = [example.image for example in examples if example.image is not None]
+    images = {
+        "pixel_values": corpus.pixels[numbers].flatten(0, 1).float(),
+        "image_grid_thw": corpus.grid.expand(len(numbers), 3),
+    }
+    output = model(
         input_ids=ids,
         attention_mask=attention,
         mm_token_type_ids=(ids == model.config.image_token_id).long(),
-        pixel_values=corpus.pixels[numbers].flatten(0, 1).float(),
-        image_grid_thw=corpus.grid.expand(len(numbers), 3),
         use_cache=False,
-    ).logits
-    return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+        **(images if numbers else {}),
+        **asked,
     )
+    loss = torch.nn.functional.cross_entropy(
+        output.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+    )
+    return loss, output
 
 
 def _epochs(examples: list[Example], size: int, rng: random.Random) -> Iterator[list[Example]]:
@@ -213,7 +257,13 @@ def pretrain(plan: Plan, log: list[dict[str, Any]]) -> tuple[Any, Any]:
     model, processor = build_tiny_vlm(plan.seed)
     started = time.monotonic()
     corpus = build_corpus(plan, processor)
-    log.append({"plan": asdict(plan), "corpus_seconds": round(time.monotonic() - started, 1)})
+    log.append(
+        {
+            "plan": asdict(plan),
+            "wrong_captions": round(corpus.wrong_captions, 3),
+            "corpus_seconds": round(time.monotonic() - started, 1),
+        }
+    )
     print(log[-1], flush=True)
     seen = learn_to_see(
         model,
@@ -237,36 +287,46 @@ def pretrain(plan: Plan, log: list[dict[str, Any]]) -> tuple[Any, Any]:
         optimizer, plan.learning_rate, total_steps=plan.steps, pct_start=plan.warmup_share
     )
     rng = random.Random(f"{plan.seed}:order")
-    streams = (
-        _epochs(corpus.captions, plan.captions_per_step, rng),
-        _epochs(corpus.questions, plan.questions_per_step, rng),
-    )
+    captions = _epochs(corpus.captions, plan.captions_per_step, rng)
+    questions = _epochs(corpus.questions, plan.questions_per_step, rng)
+    readings = _epochs(corpus.readings, plan.readings_per_step, rng)
+    # Only this implementation gives out the attention that the lessons guide.
+    model.set_attn_implementation("eager")
     model.train()
-    sums = torch.zeros(2)
+    sums = torch.zeros(len(_LOSSES))
     started = time.monotonic()
     for step in range(1, plan.steps + 1):
-        losses = [answer_loss(model, corpus, next(batches)) for batches in streams]
+        losses = torch.cat(
+            [
+                answer_loss(model, corpus, next(captions))[None],
+                guided_loss(model, corpus, next(questions)),
+                guided_loss(model, corpus, next(readings)),
+            ]
+        )
         optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
+        losses.sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        sums += torch.stack(losses).detach()
-        if step % 50 == 0 or step == plan.steps:
-            done = (step - 1) % 50 + 1
-            caption, answer = (sums / done).tolist()
+        sums += losses.detach()
+        if step % _EVERY == 0 or step == plan.steps:
+            means = (sums / ((step - 1) % _EVERY + 1)).tolist()
             sums.zero_()
             log.append(
                 {
                     "step": step,
-                    "caption_loss": round(caption, 4),
-                    "answer_loss": round(answer, 4),
+                    **{name: round(mean, 4) for name, mean in zip(_LOSSES, means, strict=True)},
                     "learning_rate": schedule.get_last_lr()[0],
                     "seconds": round(time.monotonic() - started, 1),
                 }
             )
             print(log[-1], flush=True)
+    model.set_attn_implementation("sdpa")
     return model.eval(), processor
+
+
+_LOSSES = ("caption_loss", "answer_loss", "lesson_loss", "reading_loss", "reading_lesson_loss")
+_EVERY = 50
 
 
 def save(model: Any, processor: Any, log: Sequence[dict[str, Any]], folder: Path) -> None:

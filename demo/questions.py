@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 
 from cwdpo_bench.demo.captions import NUMBERS, plural
-from cwdpo_bench.demo.world import COLOURS, PLACES, SHAPES, Scene, Thing, relations
+from cwdpo_bench.demo.world import COLOURS, PLACE_NAMES, SHAPES, Scene, Thing, relations
 
-_PLACE_NAMES = tuple(name for row in PLACES for name in row)
 _DIRECTIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
 
 
@@ -124,7 +123,7 @@ def _place(scene: Scene, rng: random.Random) -> _Draft | None:
     thing = _only(scene, rng, lambda t: (t.colour, t.shape))
     if thing is None:
         return None
-    wrong = tuple(name for name in _PLACE_NAMES if name != thing.place)
+    wrong = tuple(name for name in PLACE_NAMES if name != thing.place)
     return _Draft(f"Where is the {_name(thing)}?", thing.place, wrong)
 
 

@@ -54,6 +54,7 @@ PLACES = (
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
+PLACE_NAMES = tuple(name for row in PLACES for name in row)
 
 CELL = 28
 IMAGE_SIZE = 3 * CELL

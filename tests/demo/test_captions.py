@@ -8,9 +8,11 @@ import pytest
 
 from cwdpo_bench.demo.captions import (
     CLAIMS,
+    LOOKALIKES,
     describe,
     falsify,
     is_true,
+    misperceive,
     put_in_words,
     references,
 )
@@ -18,6 +20,7 @@ from cwdpo_bench.demo.pairs import make_pairs
 from cwdpo_bench.demo.world import (
     BACKGROUNDS,
     COLOURS,
+    HELD_OUT,
     NOVEL_COLOURS,
     NOVEL_SHAPES,
     SHAPES,
@@ -136,6 +139,31 @@ def test_a_falsehood_changes_one_claim_and_is_false(claim):
             assert len(said.mentions) == len(false.mentions)
             assert sum(a != b for a, b in zip(_claims(said), _claims(false), strict=True)) == 1
     assert found > 10
+
+
+def test_a_careless_annotator_sees_lookalikes_in_the_stated_share():
+    rng = random.Random(0)
+    scenes = [draw_scene(rng, "pretraining") for _ in range(600)]
+    taken = {feature: [0, 0] for feature in LOOKALIKES}
+    for scene in scenes:
+        seen = misperceive(scene, rng, 0.6)
+        assert misperceive(scene, rng, 0.0) == scene
+        assert (seen.background, seen.style) == (scene.background, scene.style)
+        for thing, other in zip(scene.things, seen.things, strict=True):
+            assert (other.shape, other.colour) not in HELD_OUT
+            assert (other.place, other.size) == (thing.place, thing.size)
+            for is_, was in ((other.shape, thing.shape), (other.colour, thing.colour)):
+                assert is_ in (was, LOOKALIKES.get(was))
+            # Without a second feature to be mistaken or a combination to be kept out.
+            if thing.shape in ("circle", "square") and thing.colour in LOOKALIKES:
+                taken[thing.colour][0] += other.colour != thing.colour
+                taken[thing.colour][1] += 1
+            elif thing.shape == "star" and thing.colour in ("green", "blue"):
+                taken["star"][0] += other.shape != "star"
+                taken["star"][1] += 1
+    for mistaken, number in taken.values():
+        assert number > 50
+        assert 0.48 < mistaken / number < 0.72
 
 
 def test_pairs_prefer_what_is_true_and_reject_what_is_not():

@@ -88,7 +88,7 @@ def test_the_corpus_is_encoded_as_the_models_processor_does(tiny):
     model, processor = tiny
     plan = Plan(scenes=6)
     corpus = build_corpus(plan, processor)
-    assert len(corpus.captions) == len(corpus.questions) == 30
+    assert len(corpus.captions) == len(corpus.questions) == len(corpus.readings) == 30
     blank = Image.new("RGB", (84, 84))
     example = corpus.captions[3]
     ids = encode_prompts(processor, [Prompt(caption_prompt(), (blank,))])["input_ids"][0]
@@ -103,9 +103,11 @@ def test_the_corpus_is_encoded_as_the_models_processor_does(tiny):
     assert together == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_the_stated_share_of_captions_is_wrong(tiny):
+def test_careless_annotators_make_the_captions_wrong(tiny):
     _, processor = tiny
-    clean = build_corpus(Plan(scenes=40, wrong_captions=0.0, wrong_answers=0.0), processor)
+    clean = build_corpus(Plan(scenes=40, mistaken_lookalikes=0.0, wrong_answers=0.0), processor)
+    assert clean.wrong_captions == 0
+    assert 0.3 < build_corpus(Plan(scenes=40), processor).wrong_captions < 0.6
     assert clean.captions[0].image == 0
     assert {e.image for e in clean.questions} == set(range(40))
     assert len(draw_scenes(Plan(), "pretraining", 40)) == 40
