@@ -78,12 +78,15 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("cwdpo-demo"),
     seed: Annotated[int, typer.Option(help="Of the training; the same seed, the same table.")] = 0,
     smoke: Annotated[bool, typer.Option(help="Fewer of everything, under two minutes.")] = False,
+    every_system: Annotated[
+        bool, typer.Option("--all", help="The extended table: every recipe and ablation.")
+    ] = False,
 ) -> None:
     """Train the systems on a tiny model, score them on five benchmarks, compare; offline."""
     quiet_libraries()
     from cwdpo_bench.demo.command import run_demo
 
-    run_demo(output, seed=seed, smoke=smoke)
+    run_demo(output, seed=seed, smoke=smoke, every_system=every_system)
 
 
 @app.command()

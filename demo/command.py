@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,14 @@ from cwdpo_bench.demo import base_path
 from cwdpo_bench.demo.layouts import DEFAULT as DEFAULT_SIZES
 from cwdpo_bench.demo.layouts import SMOKE as SMOKE_SIZES
 from cwdpo_bench.demo.layouts import render_world
-from cwdpo_bench.demo.systems import BASE, DEFAULT, SMOKE, SYSTEMS, chosen_learning_rates
+from cwdpo_bench.demo.systems import (
+    BASE,
+    DEFAULT,
+    EVERY_SYSTEM,
+    SMOKE,
+    SYSTEMS,
+    chosen_learning_rates,
+)
 from cwdpo_bench.demo.workers import Job, run_jobs
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.results import read_run
@@ -31,7 +38,12 @@ _DATA_SEED = 0
 
 
 def run_demo(
-    output: Path, *, seed: int = 0, smoke: bool = False, say: Callable[[str], None] | None = None
+    output: Path,
+    *,
+    seed: int = 0,
+    smoke: bool = False,
+    every_system: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> None:
     """Run the whole demo in `output`, or go on with it where it stopped.
 
@@ -39,6 +51,8 @@ def run_demo(
         output: new folder, or that of an interrupted demo with the same settings.
         seed: of every training.
         smoke: fewer of everything: a test that all of it runs, not a result.
+        every_system: the extended table; in the folder of a finished demo only what it lacks is
+            added.
         say: where the lines of progress go; standard error by default.
 
     Raises:
@@ -50,24 +64,25 @@ def run_demo(
     if not data.is_dir():
         say(f"rendering the world into {data}")
         render_world(data, _DATA_SEED, SMOKE_SIZES if smoke else DEFAULT_SIZES)
-    say(f"training and scoring {', '.join((BASE, *SYSTEMS))}")
-    run_jobs(demo_jobs(output, seed=seed, smoke=smoke))
+    systems = EVERY_SYSTEM if every_system else SYSTEMS
+    say(f"training and scoring {', '.join((BASE, *systems))}")
+    run_jobs(demo_jobs(output, systems, seed=seed, smoke=smoke))
 
-    runs = [output / "runs" / name for name in (BASE, *SYSTEMS)]
+    runs = [output / "runs" / name for name in (BASE, *systems)]
     comparison = compare_runs(runs)
-    dynamics = {name: last_dynamics(output / "checkpoints" / name) for name in SYSTEMS}
-    first = pd.read_parquet(output / "checkpoints" / SYSTEMS[0] / "dynamics.parquet").iloc[0]
+    dynamics = {name: last_dynamics(output / "checkpoints" / name) for name in systems}
+    first = pd.read_parquet(output / "checkpoints" / systems[0] / "dynamics.parquet").iloc[0]
     dynamics = {BASE: {c: float(first[c]) for c in DYNAMICS_COLUMNS}, **dynamics}
     title = f"cwdpo-bench demo, seed {seed}" + (", smoke test: not a result" if smoke else "")
     write_text(output / "LEADERBOARD.md", to_markdown(comparison, dynamics=dynamics, title=title))
-    _draw(output)
+    _draw(output, systems)
     console = Console(width=None)
     console.print(render(comparison, details=False))
     console.print(_dynamics_table(dynamics))
     say(f"written: {output / 'LEADERBOARD.md'}, {output / 'plots'}, {output / 'runs'}")
 
 
-def demo_jobs(output: Path, *, seed: int, smoke: bool) -> list[Job]:
+def demo_jobs(output: Path, systems: Sequence[str], *, seed: int, smoke: bool) -> list[Job]:
     """One job a system, the longest first so that no worker is left with it at the end."""
     rates = chosen_learning_rates()
     return [
@@ -83,7 +98,7 @@ def demo_jobs(output: Path, *, seed: int, smoke: bool) -> list[Job]:
             checkpoint=output / "checkpoints" / name,
             run=output / "runs" / name,
         )
-        for name in (*reversed(SYSTEMS), BASE)
+        for name in (*reversed(systems), BASE)
     ]
 
 
@@ -113,15 +128,15 @@ def _claim(output: Path, *, seed: int, smoke: bool) -> None:
     write_json(mark, settings)
 
 
-def _draw(output: Path) -> None:
+def _draw(output: Path, systems: Sequence[str]) -> None:
     """Dynamics of every recipe, and reliability of every system's option probabilities."""
     plots = output / "plots"
     plots.mkdir(exist_ok=True)
-    for name in SYSTEMS:
+    for name in systems:
         shutil.copyfile(
             output / "checkpoints" / name / "dynamics.png", plots / f"dynamics-{name}.png"
         )
-    for name in (BASE, *SYSTEMS):
+    for name in (BASE, *systems):
         samples = read_run(output / "runs" / name).samples("mmmu").dropna(subset=["option_correct"])
         # Renormalised over the options, as the calibration metrics are.
         confidence = np.array([softmax(row).max() for row in samples["option_log_probabilities"]])

@@ -15,6 +15,8 @@ from cwdpo_bench.train.recipe import Recipe, load_recipe
 
 BASE = "base"
 SYSTEMS = ("sft", "dpo", "sft-c+dpo", "cw-dpo")
+EVERY_SYSTEM = SYSTEMS
+"""The extended table: every recipe that the package brings."""
 TUNING = Path(__file__).parent / "tuning.json"
 
 

@@ -53,7 +53,7 @@ def test_every_system_had_the_same_tries_and_the_best_on_validation_was_chosen()
 
 
 def test_all_jobs_start_from_the_base_and_read_the_same_data(tmp_path: Path) -> None:
-    jobs = demo_jobs(tmp_path, seed=0, smoke=False)
+    jobs = demo_jobs(tmp_path, SYSTEMS, seed=0, smoke=False)
     assert {job.system for job in jobs} == {BASE, *SYSTEMS}
     assert len({(job.base, job.data, job.benchmarks, job.budget, job.seed) for job in jobs}) == 1
     assert [job.system for job in jobs if job.recipe is None] == [BASE]

@@ -1,6 +1,7 @@
 """The tiny VLM is a real Qwen2.5-VL whose tokenizer takes any text; the base is bundled."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -12,10 +13,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cwdpo_bench.demo import base_path
 from cwdpo_bench.demo.captions import describe, put_in_words
 from cwdpo_bench.demo.pretrain import LOG_NAME, Plan, answer_loss, build_corpus, draw_scenes
-from cwdpo_bench.demo.questions import KINDS
+from cwdpo_bench.demo.questions import KINDS, ask
 from cwdpo_bench.demo.tiny import SPECIAL_TOKENS, build_processor, build_tiny_vlm
-from cwdpo_bench.demo.world import COLOURS, NOVEL_COLOURS, NOVEL_SHAPES, SHAPES
+from cwdpo_bench.demo.world import (
+    COLOURS,
+    NOVEL_COLOURS,
+    NOVEL_SHAPES,
+    SHAPES,
+    draw_scene,
+    render,
+)
 from cwdpo_bench.evaluate.coco import caption_prompt
+from cwdpo_bench.evaluate.mmbench import mmbench_prompt
+from cwdpo_bench.vlm import generate, load_vlm
 from cwdpo_bench.vlm.batch import Prompt, build_batch, encode_prompts
 
 
@@ -124,10 +134,6 @@ class TestBase:
     def test_captions_what_it_sees(self):
         processor = AutoProcessor.from_pretrained(base_path())
         model = AutoModelForImageTextToText.from_pretrained(base_path(), dtype=torch.float32)
-        import random
-
-        from cwdpo_bench.demo.world import draw_scene, render
-
         rng = random.Random(0)
         scenes = [draw_scene(rng, "validation") for _ in range(48)]
         prompts = [Prompt(caption_prompt(), (render(scene, rng),)) for scene in scenes]
@@ -145,8 +151,28 @@ class TestBase:
         assert loss(truths) < 1.2
         assert loss(truths) + 0.3 < loss(truths[1:] + truths[:1])
 
+    def test_answers_above_chance_and_not_always(self):
+        rng = random.Random(0)
+        asked, prompts = [], []
+        while len(asked) < 150:
+            scene = draw_scene(rng, "validation")
+            question = ask(scene, rng.choice(tuple(KINDS)), rng)
+            if question is not None:
+                asked.append(question)
+                text = mmbench_prompt(question.text, question.options, question.hint)
+                prompts.append(Prompt(text, (render(scene, rng),)))
+        letters = ["ABCD"[: len(question.options)] for question in asked]
+        answers = generate(load_vlm(base_path()), prompts, max_new_tokens=2, options=letters)
+        right = [
+            "ABCD"[int(answer.option_logps.argmax())] == question.answer
+            for answer, question in zip(answers, asked, strict=True)
+        ]
+        chance = sum(1 / len(question.options) for question in asked) / len(asked)
+        assert chance + 0.12 < sum(right) / len(right) < 0.85
+
     def test_states_the_run_that_made_it(self):
         entries = [json.loads(line) for line in (base_path() / LOG_NAME).read_text().splitlines()]
+        assert 0.4 < entries[0]["wrong_captions"] < 0.5
         assert entries[0]["plan"] == json.loads(json.dumps(Plan().__dict__))
         assert entries[-1]["step"] == Plan().steps
         # Converged: the last fifth of the run brings little more.
