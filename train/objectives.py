@@ -130,6 +130,59 @@ def v_dpo_loss(
     return dpo_loss(delta_chosen + guidance_chosen, delta_rejected + guidance_rejected, beta=beta)
 
 
+def opa_sft_loss(nll_chosen: torch.Tensor, nll_corrected: torch.Tensor) -> torch.Tensor:
+    """Stage 1 of OPA-DPO: E[NLL] over the references and the corrected own answers, a scalar.
+
+    It brings both near the policy before they are preferred (Yang et al., CVPR 2025). Both are [B].
+    """
+    return (nll_chosen.mean() + nll_corrected.mean()) / 2
+
+
+def opa_dpo_loss(
+    delta_chosen: torch.Tensor,
+    delta_rejected: torch.Tensor,
+    delta_corrected: torch.Tensor,
+    delta_chosen_masked: torch.Tensor,
+    delta_corrected_masked: torch.Tensor,
+    *,
+    beta: float,
+    mask_weight: float,
+    anchor_weight: float,
+) -> torch.Tensor:
+    """Stage 2 of OPA-DPO, [B] (Yang et al., CVPR 2025; SPEC 3).
+
+    With D(a, b) = −log σ(β(a − b)), the reference answer w, the policy's own answer o, its
+    correction c, and m for the same answer under the image with a part hidden:
+
+        D(Δ_w, Δ_o) + D(Δ_c, Δ_o)                       reference > own, corrected > own
+        + mask_weight · (D(Δ_w, Δ_wm) + D(Δ_c, Δ_cm))   the image > the masked image
+        − anchor_weight · (log σ(βΔ_w) + log σ(βΔ_c))   the better answers gain likelihood
+
+    Left open, and what we do: the authors weigh tokens by their annotator's severity scores, which
+    other data do not have: all weigh one here. Their released code takes the sigmoid of every token
+    and the mean over all; ours is the paper's, of sequences. It anchors the reference twice and the
+    correction with the sign turned; here each once, upwards.
+
+    Args:
+        delta_chosen: [B], Δ_w.
+        delta_rejected: [B], Δ_o.
+        delta_corrected: [B], Δ_c.
+        delta_chosen_masked: [B], Δ_wm.
+        delta_corrected_masked: [B], Δ_cm.
+        beta: β > 0.
+        mask_weight: ≥ 0.
+        anchor_weight: ≥ 0.
+    """
+    language = dpo_loss(delta_chosen, delta_rejected, beta=beta) + dpo_loss(
+        delta_corrected, delta_rejected, beta=beta
+    )
+    image = dpo_loss(delta_chosen, delta_chosen_masked, beta=beta) + dpo_loss(
+        delta_corrected, delta_corrected_masked, beta=beta
+    )
+    anchors = logsigmoid(beta * delta_chosen) + logsigmoid(beta * delta_corrected)
+    return language + mask_weight * image - anchor_weight * anchors
+
+
 OBJECTIVES: dict[str, Callable[..., torch.Tensor]] = {
     "sft": sft_loss,
     "sft-c": sft_c_loss,
@@ -137,5 +190,7 @@ OBJECTIVES: dict[str, Callable[..., torch.Tensor]] = {
     "dpo": dpo_loss,
     "cw-dpo": cw_dpo_loss,
     "v-dpo": v_dpo_loss,
+    "opa-sft": opa_sft_loss,
+    "opa-dpo": opa_dpo_loss,
 }
 """By the `kind` of a recipe's section."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from cwdpo_bench.files import write_json, write_text
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker, make_cooling
 from cwdpo_bench.train.data import Pair, read_pairs, split_stages
 from cwdpo_bench.train.dynamics import DynamicsCallback, DynamicsLog, Probe, plot_dynamics
+from cwdpo_bench.train.negatives import OnPolicyNegatives, frozen_copy
 from cwdpo_bench.train.prepared import PreparedPairs
 from cwdpo_bench.train.recipe import Recipe
 from cwdpo_bench.train.record import new_record, seed_of, take_up
@@ -34,17 +35,12 @@ from cwdpo_bench.train.reference import (
     kept_reference,
     reference_fingerprint,
 )
+from cwdpo_bench.train.rewards import build_reward
 from cwdpo_bench.train.sections import CWDPO, Objective
-from cwdpo_bench.train.smoothing import (
-    has_constraint,
-    never_acted,
-    sample_for_threshold,
-    share_active,
-    wants_threshold,
-    with_threshold,
-)
+from cwdpo_bench.train.smoothing import has_constraint, never_acted, share_active
+from cwdpo_bench.train.stage_data import stage_data
 from cwdpo_bench.train.start import base_name, init_record, load, start_model
-from cwdpo_bench.train.terms import needed_views, needs_reference, needs_rejected
+from cwdpo_bench.train.terms import needed_views, needs_rejected
 from cwdpo_bench.train.trainer import (
     PairCollator,
     PreferenceTrainer,
@@ -193,9 +189,9 @@ def _train_stage(
     arguments = _training_arguments(recipe, stage)
     batch_size = arguments.per_device_train_batch_size
 
-    def scored(pairs: list[Pair], views: list[str]) -> Reference:
+    def score(pairs: list[Pair], views: Sequence[str], policy: VLM = vlm) -> Reference:
         return reference_scores(
-            vlm,
+            policy,
             pairs,
             batch_size,
             views,
@@ -203,24 +199,30 @@ def _train_stage(
             autocast=lambda: autocast_of(arguments),
         )
 
-    objective = stage.objective
-    if wants_threshold(objective):
-        sample = sample_for_threshold(stage.pairs, seed_of(recipe))
-        objective = with_threshold(objective, scored(sample, ["rejected"])["rejected"], batch_size)
+    def score_and_keep(pairs: list[Pair], views: Sequence[str]) -> Reference:
+        precision = _precision(vlm, arguments, prepared)
+        return kept_reference(
+            stage.folder / REFERENCE_FILE,
+            reference_fingerprint(vlm.model, vlm.processor, pairs, precision),
+            views,
+            lambda: score(pairs, views),
+        )
+
+    seed = seed_of(recipe)
+    objective, pairs, reference, easy_below, details = stage_data(
+        stage.name,
+        stage.objective,
+        stage.pairs,
+        vlm,
+        folder=stage.folder,
+        seed=seed,
+        batch_size=batch_size,
+        score=score,
+        score_and_keep=score_and_keep,
+    )
     views = needed_views(objective)
     collator = PairCollator(prepared, views)
-    reference: Reference | None = None
     cooling: CoolingParameters | CoolingTracker | None = None
-    if needs_reference(objective):
-        # The policy of now is the reference: π_ref ← π_θ between the stages (SPEC 1).
-        reference = kept_reference(
-            stage.folder / REFERENCE_FILE,
-            reference_fingerprint(
-                vlm.model, vlm.processor, stage.pairs, _precision(vlm, arguments, prepared)
-            ),
-            views,
-            lambda: scored(stage.pairs, views),
-        )
     if isinstance(objective, CWDPO) and reference is not None:
         cooling = make_cooling(objective.cooling, reference["rejected"].mean_logp)
     trainer = PreferenceTrainer(
@@ -228,18 +230,35 @@ def _train_stage(
         args=arguments,
         data_collator=collator,
         objective=objective,
-        pairs=stage.pairs,
+        pairs=pairs,
         reference=reference,
         cooling=cooling,
-        lengths=[prepared.length(pair) for pair in stage.pairs],
+        lengths=[prepared.length(pair) for pair in pairs],
         callbacks=watch.callbacks(stage, cooling),
     )
+    on_policy: OnPolicyNegatives | None = None
+    if (refresh := getattr(objective, "on_policy", None)) is not None:
+        start = frozen_copy(vlm)
+        on_policy = OnPolicyNegatives(
+            trainer,
+            vlm,
+            pairs,
+            refresh,
+            folder=stage.folder,
+            seed=seed,
+            reward=build_reward(refresh.rewards, pairs),
+            score=lambda rows: score(list(rows), views, start),
+            easy_below=easy_below,
+        )
+        trainer.add_callback(on_policy)
     trainer.remove_callback(PrinterCallback)
     checkpoint = _last_whole_checkpoint(stage.folder) if resume else None
     watch.log.forget_after(stage.name, -1 if checkpoint is None else _step_of(checkpoint))
     with _disk_errors(stage.folder):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    details: dict[str, Any] = {"cooling": _cooling_record(cooling)}
+    details["cooling"] = _cooling_record(cooling)
+    if on_policy is not None:
+        details["on_policy"] = on_policy.record()
     if has_constraint(objective):
         details["threshold"] = objective.threshold  # type: ignore[union-attr]
         details["penalty_active"] = share_active(trainer.state.log_history)
@@ -331,7 +350,7 @@ def _save(vlm: VLM, trainer: PreferenceTrainer, folder: Path) -> None:
 
 
 def _share_out(recipe: Recipe, pairs: list[Pair]) -> dict[str, list[Pair]]:
-    if len(recipe.stages()) == 1:
+    if len(recipe.stages()) == 1 or recipe.data.stages == "shared":
         return dict.fromkeys(recipe.stages(), pairs)
     first, second = split_stages(pairs, recipe.data.stage1_share, seed_of(recipe))
     return {"stage1": first, "stage2": second}

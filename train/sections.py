@@ -82,8 +82,38 @@ RewardTerm = Annotated[
 ]
 
 
+class Filter(Section):
+    """Which pairs a stage leaves out because their rejected answer is extremely easy.
+
+    Under `below` (nats a token) or in the lowest `quantile` of ℓ̄_ref(y_l).
+    """
+
+    quantile: Annotated[float, Field(ge=0, lt=1)] | None = None
+    below: float | None = None
+
+
+class Sampling(Section):
+    """How answers are drawn from the policy."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    max_new_tokens: Annotated[int, Field(gt=0)] = 64
+
+
+class OnPolicy(Sampling):
+    """Rejected answers drawn from the policy for a `share` of the pairs, anew every N steps."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    every: Annotated[int, Field(gt=0)] = 100
+    rewards: list[RewardTerm] = [CiderDTerm(kind="cider-d")]
+
+
 class _Objective(Section):
     trainer: dict[str, Any] = {}
+
+
+class _Preference(_Objective):
+    filter: Filter | None = None
+    on_policy: OnPolicy | None = None
 
 
 class SFT(_Objective):
@@ -110,14 +140,14 @@ class HardConstraint(_Objective):
     threshold: float | Literal["auto"] = "auto"
 
 
-class DPO(_Objective):
+class DPO(_Preference):
     """Direct preference optimization."""
 
     kind: Literal["dpo"]
     beta: Annotated[float, Field(gt=0)] = 0.1
 
 
-class CWDPO(_Objective):
+class CWDPO(_Preference):
     """The cooled preference loss."""
 
     kind: Literal["cw-dpo"]
@@ -125,7 +155,7 @@ class CWDPO(_Objective):
     cooling: Cooling = Cooling()
 
 
-class VDPO(_Objective):
+class VDPO(_Preference):
     """Vision-guided DPO; `gamma` is γ, the strength of the guidance."""
 
     kind: Literal["v-dpo"]
@@ -133,7 +163,25 @@ class VDPO(_Objective):
     gamma: Annotated[float, Field(ge=1)] = 1.5
 
 
-class Custom(_Objective):
+class OPASFT(_Objective):
+    """Stage 1 of OPA-DPO: on the references and on the policy's own answers, corrected."""
+
+    kind: Literal["opa-sft"]
+    nll: Literal["mean", "sum"] = "mean"
+    own: Sampling = Sampling()
+
+
+class OPADPO(_Objective):
+    """Stage 2 of OPA-DPO: own answers against the references and their corrections."""
+
+    kind: Literal["opa-dpo"]
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    mask_weight: Annotated[float, Field(ge=0)] = 0.2
+    anchor_weight: Annotated[float, Field(ge=0)] = 1.0
+    own: Sampling = Sampling()
+
+
+class Custom(_Preference):
     """A function of the user's own; its keyword-only parameters are the section's other keys."""
 
     model_config = ConfigDict(extra="allow")
@@ -165,6 +213,8 @@ Objective = Annotated[
     | Annotated[DPO, Tag("dpo")]
     | Annotated[CWDPO, Tag("cw-dpo")]
     | Annotated[VDPO, Tag("v-dpo")]
+    | Annotated[OPASFT, Tag("opa-sft")]
+    | Annotated[OPADPO, Tag("opa-dpo")]
     | Annotated[Custom, Tag("custom")],
     Discriminator(_tag),
 ]
@@ -175,6 +225,7 @@ class Data(Section):
 
     on_bad_row: Literal["stop", "skip"] = "stop"
     stage1_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    stages: Literal["disjoint", "shared"] = "disjoint"
     pixel_cache_gb: Annotated[float, Field(ge=0)] = 8.0
 
 

@@ -22,7 +22,7 @@ from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.train.callables import load_callable
 from cwdpo_bench.train.cooling import CoolingParameters
 from cwdpo_bench.train.objectives import OBJECTIVES
-from cwdpo_bench.train.sections import Custom, Objective
+from cwdpo_bench.train.sections import OPADPO, OPASFT, Custom, Objective
 from cwdpo_bench.train.views import ANSWERS, SUFFIXES, answer_and_image
 
 QUANTITIES = ("delta", "nll", "mean_logp", "logp")
@@ -110,7 +110,10 @@ def needed_views(objective: Objective) -> list[str]:
 
 
 def needs_rejected(objective: Objective) -> bool:
-    """Whether the objective reads the rejected answers."""
+    """Whether the objective reads the data's rejected answers."""
+    if isinstance(objective, OPASFT | OPADPO):
+        # It makes its own, see `train/corrections.py`.
+        return False
     return any(answer_and_image(view)[0] == "rejected" for view in needed_views(objective))
 
 

@@ -16,6 +16,7 @@ from cwdpo_bench.train.base import BaseTrainer
 from cwdpo_bench.train.buckets import LengthBuckets
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker
 from cwdpo_bench.train.data import Pair
+from cwdpo_bench.train.negatives import Negative
 from cwdpo_bench.train.prepared import PreparedPairs
 from cwdpo_bench.train.reference import Reference as Reference
 from cwdpo_bench.train.sections import Objective
@@ -179,9 +180,11 @@ class PreferenceTrainer(BaseTrainer):
         With `lengths` (tokens a pair) batches are of like length, see `LengthBuckets`; without, or
         with a `train_sampling_strategy` other than the default, they are the Trainer's own.
         """
-        super().__init__(train_dataset=list(enumerate(pairs)), **kwargs)
+        self._items = list(enumerate(pairs))
+        super().__init__(train_dataset=self._items, **kwargs)
         self._lengths = lengths
-        self._objective, self._pairs = objective, pairs
+        self._objective, self._pairs = objective, list(pairs)
+        self._places = list(range(len(pairs)))
         self._views = needed_views(objective)
         self._reference, self._cooling = reference, cooling
         # Our loss is a mean over the micro-batch: the Trainer divides by the accumulation steps.
@@ -195,6 +198,42 @@ class PreferenceTrainer(BaseTrainer):
         self.add_callback(_EpochOf(sampler))
         return sampler
 
+    def replace(self, negatives: dict[int, Negative]) -> None:
+        """Train from now on with these rejected answers, and with the data's own elsewhere.
+
+        Pairs are added and never taken away: a batch that was fetched before finds its own scores.
+
+        Args:
+            negatives: by the place of their pair in the data.
+        """
+        rows = list(range(len(self._items)))
+        for place, negative in negatives.items():
+            rows[place] = len(self._pairs)
+            self._pairs.append(negative.pair)
+            self._places.append(place)
+        if self._reference is not None and negatives:
+            new = [negative.scores for negative in negatives.values()]
+            self._reference = {
+                view: SequenceScores(
+                    *(
+                        torch.cat([column, torch.stack([scores[view][i] for scores in new])])
+                        for i, column in enumerate(columns)
+                    )
+                )
+                for view, columns in self._reference.items()
+            }
+        for place, row in enumerate(rows):
+            self._items[place] = (row, self._pairs[row])
+
+    def _fresh(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch, collated again where it was fetched before its pairs were replaced."""
+        rows = inputs["index"].tolist()
+        items = [self._items[self._places[row]] for row in rows]
+        if [row for row, _ in items] == rows:
+            return inputs
+        fresh: dict[str, Any] = self._prepare_inputs(self.data_collator(items))
+        return fresh
+
     def compute_loss(
         self,
         model: Any,
@@ -203,6 +242,7 @@ class PreferenceTrainer(BaseTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The objective's loss; stops with the batch's ids where it is not finite."""
+        inputs = self._fresh(inputs)
         index = inputs["index"].cpu()
         with autocast_of(self.args):
             scores = _scores(model, inputs, self._views)

@@ -16,6 +16,8 @@ from cwdpo_bench.train.objectives import (
     cw_dpo_loss,
     dpo_loss,
     hard_constraint_loss,
+    opa_dpo_loss,
+    opa_sft_loss,
     sft_c_loss,
     sft_loss,
     v_dpo_loss,
@@ -223,3 +225,55 @@ def test_v_dpo_on_image_contrast_needs_no_term_without_image(seed: int, gamma: f
         for b in (blind, torch.zeros(7))
     ]
     torch.testing.assert_close(*losses)
+
+
+@given(seed=seeds)
+def test_opa_sft_is_sft_on_references_and_corrections_together(seed: int) -> None:
+    chosen, corrected = _random(seed, 2, 7)
+    torch.testing.assert_close(
+        opa_sft_loss(chosen, corrected), sft_loss(torch.cat([chosen, corrected]))
+    )
+
+
+@given(
+    seed=seeds,
+    beta=st.floats(0.01, 2.0),
+    mask_weight=st.floats(0, 2),
+    anchor_weight=st.floats(0, 2),
+)
+def test_opa_dpo_is_its_six_terms_written_out(
+    seed: int, beta: float, mask_weight: float, anchor_weight: float
+) -> None:
+    deltas = _random(seed, 5, 7)
+    chosen, own, corrected, chosen_masked, corrected_masked = deltas.numpy()
+
+    def above(better: np.ndarray, worse: np.ndarray | float) -> np.ndarray:
+        return np.log1p(np.exp(-beta * (better - worse)))
+
+    expected = above(chosen, own) + above(corrected, own)
+    expected += mask_weight * (above(chosen, chosen_masked) + above(corrected, corrected_masked))
+    # An anchor is a comparison with no change at all.
+    expected += anchor_weight * (above(chosen, 0.0) + above(corrected, 0.0))
+    loss = opa_dpo_loss(*deltas, beta=beta, mask_weight=mask_weight, anchor_weight=anchor_weight)
+    np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-9)
+
+
+@given(seed=seeds, beta=st.floats(0.01, 2.0))
+def test_opa_dpo_without_mask_and_anchors_on_one_better_answer_is_dpo_twice(
+    seed: int, beta: float
+) -> None:
+    better, own, *masked = _random(seed, 4, 7)
+    loss = opa_dpo_loss(better, own, better, *masked, beta=beta, mask_weight=0, anchor_weight=0)
+    torch.testing.assert_close(loss, 2 * dpo_loss(better, own, beta=beta))
+
+
+@given(seed=seeds)
+def test_opa_dpo_raises_the_better_answers_and_lowers_own_and_masked(seed: int) -> None:
+    deltas = _random(seed, 5, 7).requires_grad_(True)
+    opa_dpo_loss(*deltas, beta=0.3, mask_weight=0.2, anchor_weight=1.0).sum().backward()
+    assert deltas.grad is not None
+    chosen, own, corrected, *masked = deltas.grad
+    assert (chosen < 0).all()
+    assert (corrected < 0).all()
+    for worse in (own, *masked):
+        assert (worse > 0).all()

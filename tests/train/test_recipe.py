@@ -25,7 +25,7 @@ def test_every_key_of_a_shipped_recipe_has_a_comment(name: str) -> None:
     # Keys that speak for themselves, or that share the comment of the key above.
     plain = {"name", "kind", "seed", "alpha", "model", "trainer", "data", "objective"}
     plain |= {"stage1", "stage2", "cooling", "gradient_accumulation_steps", "warmup_steps"}
-    plain |= {"save_steps", "save_total_limit", "extends"}
+    plain |= {"save_steps", "save_total_limit", "extends", "own"}
     for above, line in zip(["", *lines], lines, strict=False):
         key = line.split(":")[0].strip()
         if line.strip() and not line.lstrip().startswith("#") and key not in plain:
@@ -83,6 +83,12 @@ def test_a_recipe_as_run_can_be_run_again(name: str, tmp_path: Path) -> None:
         ("dpo", "trainer.output_dir=x", ["trainer.output_dir", "--output"]),
         ("dpo", "dta.on_bad_row=skip", ["'dta'", "'data'"]),
         ("dpo", "lora.rank=3", ["lora.rank"]),
+        ("cw-dpo", "stage2.filter.quantil=1", ["stage2.filter.quantil", "'quantile'"]),
+        ("cw-dpo", "stage2.on_policy.evry=1", ["stage2.on_policy.evry", "'every'"]),
+        ("v-dpo", "objective.gama=2", ["objective.gama", "'gamma'"]),
+        ("opa-dpo", "stage1.own.temprature=2", ["stage1.own.temprature", "'temperature'"]),
+        ("opa-dpo", "stage2.mask_wight=2", ["stage2.mask_wight", "'mask_weight'"]),
+        ("hard-constraint", "stage1.treshold=2", ["stage1.treshold", "'threshold'"]),
         ("dpo", "stage1.kind=sft", ["objective", "stage1"]),
         ("dpo", "objective.kind=ppoo", ["ppoo"]),
         ("dpo", "no-equals-sign", ["no-equals-sign", "key.sub=value"]),
@@ -123,6 +129,7 @@ ABLATIONS = {
     "hard-constraint": ("hard-constraint", "cw-dpo"),
     "no-cw-dpo": ("sft-c", None),
     "no-cooling": ("sft-c", "cw-dpo"),
+    "no-filter": ("sft-c", "cw-dpo"),
 }
 
 
@@ -134,7 +141,7 @@ def test_an_ablation_is_cw_dpo_but_for_what_it_takes_away(name: str) -> None:
     assert kinds == {k: v for k, v in (("stage1", first), ("stage2", second)) if v is not None}
     for key in ("data", "model", "lora", "dynamics", "trainer", "init"):
         assert getattr(ablated, key) == getattr(full, key), key
-    if second is not None and name != "no-cooling":
+    if second is not None and name not in ("no-cooling", "no-filter"):
         assert ablated.stage2 == full.stage2
     lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     assert len([line for line in lines if line and not line.startswith("#")]) <= 10
@@ -148,6 +155,24 @@ def test_no_cooling_fixes_the_weight_and_nothing_else() -> None:
     assert fixed == 0.5
     unfixed = ablated.cooling.model_copy(update={"fixed": None})
     assert ablated.model_copy(update={"cooling": unfixed}) == full
+
+
+def test_no_filter_leaves_no_pair_out_and_changes_nothing_else() -> None:
+    full, ablated = load_recipe("cw-dpo").stage2, load_recipe("no-filter").stage2
+    assert isinstance(full, CWDPO)
+    assert full.filter is not None
+    assert full.filter.quantile == 0.1
+    assert ablated == full.model_copy(update={"filter": None})
+
+
+def test_on_policy_negatives_are_off_until_asked_for() -> None:
+    full = load_recipe("cw-dpo").stage2
+    assert isinstance(full, CWDPO)
+    assert full.on_policy is None
+    stage = load_recipe("cw-dpo", ["stage2.on_policy.share=0.5"]).stage2
+    assert isinstance(stage, CWDPO)
+    assert stage.on_policy is not None
+    assert (stage.on_policy.every, stage.on_policy.rewards[0].kind) == (100, "cider-d")
 
 
 def test_a_file_extends_a_shipped_recipe_or_a_file_beside_it(tmp_path: Path) -> None:
