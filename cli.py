@@ -1,7 +1,8 @@
 """The command line: thin, with lazy imports, so that `--help` answers before torch could load.
 
 Exit statuses: 0 done, 1 a fault of ours (with a traceback), 2 a mistake that the user can mend,
-130 interrupted.
+130 interrupted. `gate` answers by its own: 0 pass, 1 regression, 2 inconclusive, 3 could not judge;
+every mistake and every fault there is a 3, so that none is read as a verdict.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import errno
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+import typer.core
 
 from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError, nearest
@@ -35,6 +38,7 @@ app = typer.Typer(
 ModelOption = Annotated[
     str, typer.Option(help="Hub id, local folder, adapter folder, or `demo`, the bundled model.")
 ]
+COULD_NOT_JUDGE = 3
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -53,9 +57,9 @@ def main() -> None:
         _fail(f"{error.filename or 'output'}: {error.strerror}; free space or mend the rights")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = 2) -> NoReturn:
     print(f"cwdpo-bench: error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _version(asked: bool) -> None:
@@ -214,6 +218,98 @@ def compare(
         print(json.dumps(to_json(comparison), indent=2, ensure_ascii=False))
     else:
         _show(comparison)
+
+
+class _GateCommand(typer.core.TyperCommand):
+    """A misspelled option is no verdict: it ends with 3, not with the parser's 2."""
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        try:
+            return super().make_context(*arguments, **settings)
+        except Exception as error:
+            if getattr(error, "exit_code", None) == 2:
+                error.exit_code = COULD_NOT_JUDGE  # type: ignore[attr-defined]
+            raise
+
+
+@app.command(cls=_GateCommand)
+def gate(
+    candidate: Annotated[Path, typer.Option(help="The run folder to judge.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="A run folder, a file of --write-baseline, or published:CW-DPO."),
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="Rules (YAML); else our own.")] = None,
+    inconclusive: Annotated[
+        Literal["fail", "pass"] | None, typer.Option(help="In place of the policy's.")
+    ] = None,
+    write_baseline: Annotated[
+        Path | None, typer.Option(help="Write the candidate as a baseline file, judge nothing.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Write a markdown summary there.")] = None,
+    github: Annotated[
+        bool, typer.Option(help="Annotations, step summary and output `verdict` for GitHub.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a run for CI: exit 0 pass, 1 regression, 2 inconclusive, 3 could not judge."""
+    try:
+        if write_baseline is not None:
+            _write_baseline(candidate, baseline, write_baseline)
+            return
+        if baseline is None:
+            raise UserError("gate: name what to compare with: --baseline (or --write-baseline)")
+        status = _gate(candidate, baseline, policy, inconclusive, junit, summary, github, as_json)
+    except (UserError, OSError) as error:
+        _fail(str(error), COULD_NOT_JUDGE)
+    except Exception:
+        # Python would end with 1, which here means a regression.
+        traceback.print_exc()
+        sys.exit(COULD_NOT_JUDGE)
+    raise typer.Exit(status)
+
+
+def _write_baseline(candidate: Path, baseline: str | None, target: Path) -> None:
+    from cwdpo_bench.evaluate.results import read_run
+    from cwdpo_bench.leaderboards.baseline_file import write_baseline
+
+    if baseline is not None:
+        raise UserError("gate: --write-baseline judges nothing; leave --baseline out")
+    write_baseline(read_run(candidate), target)
+    print(f"{target}: {target.stat().st_size:,} bytes")
+
+
+def _gate(
+    candidate: Path,
+    baseline: str,
+    policy: Path | None,
+    inconclusive: Literal["fail", "pass"] | None,
+    junit: Path | None,
+    summary: Path | None,
+    github: bool,
+    as_json: bool,
+) -> int:
+    from cwdpo_bench.files import write_text
+    from cwdpo_bench.leaderboards import gate_reports
+    from cwdpo_bench.leaderboards.gate import run_gate, to_json
+
+    result = run_gate(candidate, baseline, policy, inconclusive=inconclusive)
+    print(json.dumps(to_json(result), indent=2) if as_json else gate_reports.to_text(result))
+    if junit is not None:
+        write_text(junit, gate_reports.to_junit(result))
+    if summary is not None:
+        write_text(summary, gate_reports.to_summary(result))
+    if github:
+        print(gate_reports.to_annotations(result), end="")
+        for variable, text in (
+            ("GITHUB_STEP_SUMMARY", gate_reports.to_summary(result)),
+            ("GITHUB_OUTPUT", f"verdict={result.verdict}\n"),
+        ):
+            if os.environ.get(variable):
+                with Path(os.environ[variable]).open("a", encoding="utf-8") as file:
+                    file.write(text)
+    return result.exit_status
 
 
 @app.command()

@@ -38,6 +38,7 @@ from cwdpo_bench.leaderboards.signatures import check_signature, notes_on, signa
 from cwdpo_bench.leaderboards.significance import holm, wilson_interval
 from cwdpo_bench.leaderboards.statistics import (
     TaskStatistics,
+    check_fresh,
     check_same_samples,
     intersect,
     share_counts,
@@ -56,8 +57,6 @@ from cwdpo_bench.leaderboards.systems import (
 ALPHA = 0.05
 RESAMPLES = 10_000
 SEED = 0
-STALE = 1e-6
-"""Values in results.json and those that follow from the samples may differ by so much."""
 
 OnDifference = Literal["stop", "intersect"]
 OnSignature = Literal["stop", "warn"]
@@ -177,7 +176,7 @@ def _statistics(task: str, holders: Systems, anchor: str, how: _How) -> tuple[di
     samples = [run.samples(task) for _, run in flat]
     whole = [statistics_of(table) for table in samples]
     for (_, run), statistics in zip(flat, whole, strict=True):
-        _check_fresh(task, run, statistics)
+        check_fresh(run, task, statistics)
     told = ""
     if how.on_mismatch == "intersect":
         samples, told = intersect(samples)
@@ -245,19 +244,6 @@ def _share_interval(metric: str, statistics: TaskStatistics) -> tuple[float, flo
         return None
     counts = share_counts(statistics, metric)
     return None if counts is None else wilson_interval(counts[0].sum(), counts[1].sum())
-
-
-def _check_fresh(task: str, run: RunFolder, statistics: TaskStatistics) -> None:
-    for name, metric in run.results["tasks"][task]["metrics"].items():
-        if name not in METRICS:
-            continue
-        value = metric["value"]
-        found = statistics.value(name) if name in statistics.blocks else float("nan")
-        if not abs(found - value) <= STALE * max(1.0, abs(value)):
-            raise UserError(
-                f"{run.path}: {task}: results.json says {name} = {value:.6g}, its samples give "
-                f"{found:.6g}; the files are of two runs, score it again"
-            )
 
 
 def _judged(

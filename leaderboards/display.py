@@ -30,10 +30,15 @@ CALIBRATION_HEADLINES = ("token_ece", "ece")
 """The first of each that a task has stands in the overview."""
 
 
+def scale(metric: str) -> float:
+    """What a value of `metric` is multiplied by where it is shown."""
+    return 1.0 if metric in PLAIN else 100.0
+
+
 def number(metric: str, value: float, *, signed: bool = False) -> str:
     """`value` of `metric` as text: × 100 with one decimal, or plain with three."""
-    scale, digits = (1.0, 3) if metric in PLAIN else (100.0, 1)
-    rounded = round(value * scale, digits)
+    digits = 3 if metric in PLAIN else 1
+    rounded = round(value * scale(metric), digits)
     # Without the 0.0 a small negative number would read "-0.0".
     return f"{rounded + 0.0:{'+' if signed else ''}.{digits}f}"
 

@@ -74,7 +74,7 @@ def _overview(comparison: Comparison) -> str:
         + [_cell(task, metric, system.name, with_interval=False) for task, metric in columns]
         for system in comparison.systems
     ]
-    return _table(["system", *headings], rows)
+    return table(["system", *headings], rows)
 
 
 def _task_tables(comparison: Comparison, task: TaskComparison) -> Iterator[str]:
@@ -85,7 +85,7 @@ def _task_tables(comparison: Comparison, task: TaskComparison) -> Iterator[str]:
             [_system_name(comparison, name)] + [_cell(task, metric, name) for metric in metrics]
             for name in names
         ]
-        yield f"**{title.capitalize()}**\n\n{_table(['system', *headings], rows)}"
+        yield f"**{title.capitalize()}**\n\n{table(['system', *headings], rows)}"
     grouped = group_metric(task)
     if grouped is not None:
         yield _groups(comparison, task, grouped)
@@ -120,7 +120,7 @@ def _groups(comparison: Comparison, task: TaskComparison, metric: str) -> str:
         cells = [DASH if value is None else number(metric, value) for value in values]
         rows.append([escape(group), *cells])
     headings = ["group", *(_system_name(comparison, name) for name in names)]
-    return f"**{escape(metric)} by group** (values only)\n\n{_table(headings, rows)}"
+    return f"**{escape(metric)} by group** (values only)\n\n{table(headings, rows)}"
 
 
 def _differences(task: TaskComparison, systems: Sequence[str]) -> str:
@@ -140,7 +140,7 @@ def _differences(task: TaskComparison, systems: Sequence[str]) -> str:
             )
         rows.append(row)
     headings = ["metric", *(escape(system) for system in systems)]
-    return f"**Paired difference to the baseline**\n\n{_table(headings, rows)}"
+    return f"**Paired difference to the baseline**\n\n{table(headings, rows)}"
 
 
 def _dynamics(dynamics: Dynamics) -> str:
@@ -150,7 +150,7 @@ def _dynamics(dynamics: Dynamics) -> str:
         for system, row in dynamics.items()
     ]
     headings = ["system", *(escape(column) for column in columns)]
-    return f"## Learning dynamics at the end of training\n\n{_table(headings, rows)}"
+    return f"## Learning dynamics at the end of training\n\n{table(headings, rows)}"
 
 
 def _three_decimals(value: float | None) -> str:
@@ -181,8 +181,8 @@ def _provenance(comparison: Comparison) -> str:
     tasks = [[escape(task.name), str(task.n), escape(task.signature)] for task in comparison.tasks]
     return (
         f"## Signatures\n\nSeed of the resampling: {comparison.seed}.\n\n"
-        f"{_table(['system', 'seed', 'signature of the run'], rows)}\n\n"
-        f"{_table(['task', 'n', 'signature of the task'], tasks)}"
+        f"{table(['system', 'seed', 'signature of the run'], rows)}\n\n"
+        f"{table(['task', 'n', 'signature of the task'], tasks)}"
     )
 
 
@@ -192,12 +192,12 @@ def _published() -> str:
         ("Ablations of CW-DPO", published.ABLATION_COLUMNS, published.ABLATIONS),
     ]
     tables = [
-        f"**{title} (published)**\n\n{_table(['published', *columns], _published_rows(rows))}"
+        f"**{title} (published)**\n\n{table(['published', *columns], _published_rows(rows))}"
         for title, columns, rows in figures
     ]
     dynamics = [[f"{name} (published)", *row] for name, row in published.DYNAMICS.items()]
-    table = _table(["published", *published.DYNAMICS_COLUMNS], dynamics)
-    tables.append(f"**Dynamics (published)**\n\n{table}\n\n{published.DYNAMICS_NOTE}")
+    last = table(["published", *published.DYNAMICS_COLUMNS], dynamics)
+    tables.append(f"**Dynamics (published)**\n\n{last}\n\n{published.DYNAMICS_NOTE}")
     return "\n\n".join(["---", "## Published figures", f"> {published.SOURCE}", *tables])
 
 
@@ -212,6 +212,7 @@ def _system_name(comparison: Comparison, name: str) -> str:
     return escape(name) + (" (baseline)" if name == comparison.baseline else "")
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table of cells that are escaped already; all but the first column are numbers."""
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -30,6 +30,22 @@ SYSTEM_COLUMNS = (
     "MMBench v1.1",
 )
 
+COLUMN_METRICS: tuple[tuple[str, str, str | None], ...] = (
+    ("coco", "BLEU-4", None),
+    ("coco", "METEOR", None),
+    ("coco", "CIDEr", None),
+    ("coco", "SPICE", None),
+    ("flickr30k", "CIDEr", None),
+    ("flickr30k", "SPICE", None),
+    ("nocaps", "CIDEr", "in-domain"),
+    ("nocaps", "CIDEr", "near-domain"),
+    ("nocaps", "CIDEr", "out-domain"),
+    ("nocaps", "CIDEr", None),
+    ("mmmu", "accuracy", None),
+    ("mmbench", "accuracy", None),
+)
+"""Task, metric and group of each column; the figures are × 100."""
+
 SYSTEMS: dict[str, tuple[float | None, ...]] = {
     "CW-DPO": (39.6, 30.4, 142.6, 25.8, 89.2, 18.6, 125.6, 121.3, 123.7, 123.6, 74.6, 89.6),
     "OPA-DPO": (36.8, None, 138.5, None, 86.7, 18.2, 122.6, 119.4, 121.8, 121.3, 73.1, 87.2),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cwdpo_bench.calibration import cluster_sums
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.metrics import METRICS, metric_names_for
+from cwdpo_bench.evaluate.results import RunFolder
 
 Floats = NDArray[np.float64]
 Names = NDArray[np.str_]
@@ -31,6 +32,10 @@ SHARES = ("accuracy", "accuracy_option", "accuracy_plain", "parse_failures")
 
 OWN_EDGES = ("ece_adaptive", "ece_debiased", "aurc")
 """Metrics whose statistics depend on the other samples: they mean nothing in a part of them."""
+
+
+STALE = 1e-6
+"""Values in results.json and those that follow from the samples may differ by so much."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,35 @@ def statistics_of(samples: pd.DataFrame) -> TaskStatistics:
         },
         blocks=blocks,
     )
+
+
+def read_statistics(run: RunFolder, task: str) -> TaskStatistics:
+    """The statistics of a task of a run, which must be those of its results.
+
+    Raises:
+        UserError: the samples are broken, or of another run than `results.json`.
+    """
+    statistics = statistics_of(run.samples(task))
+    check_fresh(run, task, statistics)
+    return statistics
+
+
+def check_fresh(run: RunFolder, task: str, statistics: TaskStatistics) -> None:
+    """Refuse a run whose values in `results.json` do not follow from its samples.
+
+    Raises:
+        UserError: one differs; it is named with both values.
+    """
+    for name, metric in run.results["tasks"][task]["metrics"].items():
+        if name not in METRICS:
+            continue
+        value = metric["value"]
+        found = statistics.value(name) if name in statistics.blocks else float("nan")
+        if not abs(found - value) <= STALE * max(1.0, abs(value)):
+            raise UserError(
+                f"{run.path}: {task}: results.json says {name} = {value:.6g}, its samples give "
+                f"{found:.6g}; the files are of two runs, score it again"
+            )
 
 
 def _key(rule: Callable[..., Any]) -> tuple[Any, ...]:

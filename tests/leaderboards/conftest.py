@@ -104,3 +104,4 @@ def runs(written_runs, tmp_path):
 def _few_resamples(monkeypatch):
     # The floor of 100 draws a difference stays, so verdicts after Holm do too.
     monkeypatch.setattr("cwdpo_bench.leaderboards.compare.RESAMPLES", 1000)
+    monkeypatch.setattr("cwdpo_bench.leaderboards.gate.RESAMPLES", 1000)
