@@ -16,7 +16,7 @@ import cwdpo_bench.cli as front_door
 from cwdpo_bench.cli import main
 from cwdpo_bench.errors import UserError
 
-COMMANDS = ["demo", "train", "run", "score", "compare", "leaderboard"]
+COMMANDS = ["demo", "train", "run", "score", "compare", "gate", "leaderboard"]
 
 
 class Done(NamedTuple):
@@ -150,6 +150,51 @@ def test_leaderboard_writes_markdown(cli: Cli, replies: Path, tmp_path: Path) ->
 def test_an_unknown_format_is_named(cli: Cli, replies: Path, tmp_path: Path) -> None:
     line = _error(cli, "leaderboard", replies, "--format", "word", "--output", tmp_path / "x")
     assert "'word'" in line
+
+
+def test_gate_answers_by_its_exit_status(cli: Cli, replies: Path, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "baseline.npz"
+    cli("score", "--task", "mmmu", "--predictions", replies, "--output", run)
+    done = cli("gate", "--candidate", run, "--write-baseline", file)
+    assert (done.returncode, done.stderr) == (0, "")
+    junit, summary = tmp_path / "junit.xml", tmp_path / "summary.md"
+    forms = ("--junit", junit, "--summary", summary)
+    done = cli("gate", "--candidate", run, "--baseline", file, *forms)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1].startswith("gate: passed")
+    assert junit.read_text().startswith("<?xml")
+    assert summary.read_text().startswith("### ")
+    done = cli("gate", "--candidate", run, "--baseline", "published:CW-DPO", "--json")
+    assert json.loads(done.stdout)["exit_status"] == done.returncode == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--candidate", "none", "--baseline", "none"),
+        ("--candidate", "none"),
+        ("--candidate", "none", "--write-baseline", "x"),
+        ("--candidate", "none", "--write-baseline", "x", "--baseline", "y"),
+        ("--candidate", "none", "--baseline", "y", "--policy", "none.yaml"),
+        ("--canddate", "none"),
+        ("--candidate", "none", "--baseline", "y", "--inconclusive", "maybe"),
+        ("--candidate", "none", "--baseline", "y", "--junit", "/proc/none/x.xml"),
+    ],
+)
+def test_no_mistake_in_a_gate_is_read_as_a_verdict(cli: Cli, arguments: tuple[str, ...]) -> None:
+    done = cli("gate", *arguments)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+
+
+def test_a_fault_in_a_gate_is_no_regression(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("cwdpo_bench.leaderboards.gate.run_gate", fail)
+    done = cli("gate", "--candidate", "a", "--baseline", "b")
+    assert done.returncode == 3
+    assert "RuntimeError: ours" in done.stderr
 
 
 def test_a_missing_model_is_one_line(cli: Cli) -> None:
