@@ -30,6 +30,16 @@ _NAMES = {
     "processor": "the processor",
     "precision": "the precision",
 }
+# Of a saved processor: how it was loaded, and how its last batch was padded.
+_CIRCUMSTANCES = {
+    "is_local",
+    "local_files_only",
+    "name_or_path",
+    "_commit_hash",
+    "padding",
+    "truncation",
+    "transformers_version",
+}
 
 Reference = dict[str, SequenceScores]
 """The reference policy's scores of all pairs of a stage, by view, in the pairs' order."""
@@ -138,7 +148,14 @@ def _of_image(source: ImageSource) -> str:
 
 
 def _of_processor(processor: Any) -> str:
-    # What it saves is all that it does; its files are compared, as a later process will load them.
+    # What it saves is all that it does.
+    digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
-        return sha256_of(sorted(file for file in Path(folder).rglob("*") if file.is_file()))
+        for file in sorted(Path(folder).iterdir()):
+            text = file.read_text(encoding="utf-8")
+            if file.suffix == ".json":
+                values = json.loads(text)
+                text = json.dumps({k: v for k, v in values.items() if k not in _CIRCUMSTANCES})
+            digest.update(f"{file.name}\n{text}\n".encode())
+    return digest.hexdigest()

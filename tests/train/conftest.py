@@ -75,3 +75,23 @@ def run(tiny_model_folder: Path, pairs: Path, tmp_path: Path) -> Callable[..., d
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def noise_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen rows with answers and prompts of several lengths, on ten pictures."""
+    folder = tmp_path_factory.mktemp("noise-pairs")
+    rng = np.random.default_rng(7)
+    words = ["red", "blue", "circle", "square", "left", "right", "of", "a"]
+    rows = []
+    for i in range(10):
+        picture = rng.integers(0, 255, (84, 84, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    for i in range(16):
+        chosen, rejected = (" ".join(rng.choice(words, 2 + i % 5)) + f" {j}" for j in "ab")
+        prompt = "What is it?" if i % 2 else "What is it, and where is it?"
+        row = {"id": f"pair-{i}", "images": [f"{i % 10}.png"], "prompt": prompt}
+        rows.append({**row, "chosen": chosen, "rejected": rejected})
+    data = folder / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data

@@ -1,0 +1,203 @@
+"""What the benchmarks share: a tiny Qwen2.5-VL and pairs of a given shape, one run of our trainer, and
+how time and memory are measured. Everything is made from a seed; nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Qwen2VLImageProcessor, TrainerCallback, TrainingArguments
+
+from cwdpo_bench.demo.tiny import build_tiny_vlm
+from cwdpo_bench.train.data import read_pairs
+from cwdpo_bench.train.prepared import PreparedPairs
+from cwdpo_bench.train.sections import DPO
+from cwdpo_bench.train.trainer import PairCollator, PreferenceTrainer, reference_scores
+from cwdpo_bench.vlm import VLM, freeze_vision, load_vlm
+
+BETA = 0.1
+WARM_UP = 3
+WORDS = ("red", "blue", "green", "left", "right", "yellow", "a", "above", "below")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One workload; lengths in tokens, the end-of-turn token of a completion included."""
+
+    name: str
+    width: int
+    height: int
+    prefix: int
+    completion: int
+    batch: int
+    lora: bool = False
+    frozen: bool = False
+    vocabulary: int | None = None
+
+
+def make_folder(shape: Shape, folder: Path, pairs: int) -> None:
+    """Write a model folder and `pairs.jsonl` with its images."""
+    model, processor = build_tiny_vlm(seed=0)
+    if shape.vocabulary is not None:
+        model.resize_token_embeddings(shape.vocabulary)
+    size = {"min_pixels": 28 * 28, "max_pixels": shape.width * shape.height}
+    patches: dict[str, Any] = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
+    processor.image_processor = Qwen2VLImageProcessor(**patches, **size)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    image_tokens = (shape.width // 28) * (shape.height // 28)
+    # The chat template takes nine tokens beside the image and the text: checked by the worker.
+    words = shape.prefix - image_tokens - _template_tokens(processor)
+    rows = []
+    for i in range(pairs):
+        pixels = rng.integers(0, 255, (shape.height, shape.width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        prompt, chosen, rejected = (
+            " ".join(rng.choice(WORDS, n))
+            for n in (words, shape.completion - 1, shape.completion - 1)
+        )
+        row = {"id": str(i), "images": [f"{i}.png"], "prompt": prompt}
+        rows.append(json.dumps({**row, "chosen": chosen, "rejected": rejected}))
+    (folder / "pairs.jsonl").write_text("\n".join(rows))
+
+
+def _template_tokens(processor: Any) -> int:
+    content = [{"type": "image"}, {"type": "text", "text": "red"}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    # One token each for the image placeholder and the word.
+    return len(processor.tokenizer(text)["input_ids"]) - 2
+
+
+def arguments(shape: Shape, folder: Path, steps: int) -> dict[str, Any]:
+    """The same `TrainingArguments` for every trainer that is measured."""
+    return {
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": shape.batch,
+        "max_steps": steps,
+        "learning_rate": 1e-3 if shape.lora else 1e-4,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": False,
+        "train_sampling_strategy": "sequential",
+        "seed": 0,
+    }
+
+
+def load(shape: Shape, folder: Path) -> VLM:
+    """The model as both trainers start from it, adapters with the same random start."""
+    vlm = load_vlm(folder / "model", dtype=torch.float32)
+    if shape.lora:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=16,
+            lora_alpha=32,
+            target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+            task_type="CAUSAL_LM",
+        )
+        torch.manual_seed(0)
+        vlm = VLM(get_peft_model(vlm.model, config), vlm.processor, vlm.name)
+    if shape.frozen:
+        freeze_vision(vlm.model)
+    return vlm
+
+
+class Meter(TrainerCallback):
+    """Seconds a step after the warm-up, and the peak of memory above the loaded model."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+        self._loaded = _memory("VmRSS")
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._times.append(time.perf_counter())
+
+    def result(self, trainer: Any) -> dict[str, Any]:
+        steps = np.diff(self._times)[WARM_UP - 1 :]
+        return {
+            "step_seconds": float(np.median(steps)),
+            "total_seconds": self._times[-1] - self._started,
+            "peak_bytes": _memory("VmHWM") - self._loaded,
+            "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
+        }
+
+
+def _memory(field: str) -> int:
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+        return peak if field == "VmHWM" else torch.cuda.memory_allocated()
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field} in /proc/self/status")
+
+
+def run_ours(shape: Shape, folder: Path, steps: int) -> dict[str, Any]:
+    """DPO with our trainer: preparation and reference scores are in the total, not in the steps."""
+    vlm = load(shape, folder)
+    pairs = read_pairs(folder / "pairs.jsonl").pairs
+    meter = Meter()
+    prepared = PreparedPairs(vlm, pairs, folder=folder)
+    found = {prepared.length(pair) for pair in pairs}
+    expected = {shape.prefix + 2 * shape.completion}
+    if found != expected:
+        raise RuntimeError(f"pairs of {sorted(found)} tokens, not {expected}")
+    reference = reference_scores(vlm, pairs, shape.batch, prepared=prepared)
+    trainer = PreferenceTrainer(
+        model=vlm.model,
+        args=TrainingArguments(**arguments(shape, folder, steps)),
+        data_collator=PairCollator(prepared, ("chosen", "rejected")),
+        objective=DPO(kind="dpo", beta=BETA),
+        pairs=pairs,
+        reference=reference,
+        cooling=None,
+        callbacks=[meter],
+    )
+    trainer.train()
+    return meter.result(trainer)
+
+
+def in_fresh_process(script: str, worker: str, shape: Shape, folder: Path, steps: int) -> Any:
+    """Run `script` as a worker in a process of its own and read its JSON."""
+    values = json.dumps(dataclasses.asdict(shape))
+    command = [sys.executable, script, "--worker", worker, values, str(folder), str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-4000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def serve_worker(runners: dict[str, Any]) -> bool:
+    """In a worker process: run what the command line asks for and print the JSON."""
+    if "--worker" not in sys.argv:
+        return False
+    worker, values, folder, steps = sys.argv[sys.argv.index("--worker") + 1 :]
+    result = runners[worker](Shape(**json.loads(values)), Path(folder), int(steps))
+    print(json.dumps(result))
+    return True
