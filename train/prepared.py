@@ -123,6 +123,9 @@ class PreparedPairs:
     def prompts(self, pairs: Iterable[Pair]) -> list[EncodedPrompt]:
         """The encoded prompts of a batch; all with embeddings or none, as a forward takes them."""
         pairs = list(pairs)
+        if self._map is not None:
+            # The batch before is done with: only what a batch needs stays in memory.
+            self._map.madvise(mmap.MADV_DONTNEED)
         kept = [self._is_kept(pair) for pair in pairs]
         # Embeddings of some and pixels of others do not go into one forward.
         if self.embedded and not all(kept):

@@ -30,17 +30,6 @@ _NAMES = {
     "processor": "the processor",
     "precision": "the precision",
 }
-# Of a saved processor: how it was loaded, and how its last batch was padded.
-_CIRCUMSTANCES = {
-    "is_local",
-    "local_files_only",
-    "name_or_path",
-    "_commit_hash",
-    "padding",
-    "truncation",
-    "transformers_version",
-}
-
 Reference = dict[str, SequenceScores]
 """The reference policy's scores of all pairs of a stage, by view, in the pairs' order."""
 
@@ -148,14 +137,18 @@ def _of_image(source: ImageSource) -> str:
 
 
 def _of_processor(processor: Any) -> str:
-    # What it saves is all that it does.
-    digest = hashlib.sha256()
+    # What it saves is all that it does; its tokenizer's settings also say how it was loaded.
+    special = json.dumps(processor.tokenizer.special_tokens_map, sort_keys=True)
+    digest = hashlib.sha256(special.encode())
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
         for file in sorted(Path(folder).iterdir()):
-            text = file.read_text(encoding="utf-8")
-            if file.suffix == ".json":
-                values = json.loads(text)
-                text = json.dumps({k: v for k, v in values.items() if k not in _CIRCUMSTANCES})
-            digest.update(f"{file.name}\n{text}\n".encode())
+            content = file.read_bytes()
+            if file.name == "tokenizer_config.json":
+                continue
+            if file.name == "tokenizer.json":
+                # How the last batch was padded stands there too.
+                values = {**json.loads(content), "padding": None, "truncation": None}
+                content = json.dumps(values, sort_keys=True).encode()
+            digest.update(file.name.encode() + b"\n" + content)
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.vlm.vision import multiply_patches
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def load_vlm(
     if getattr(processor, "chat_template", None) is None:
         raise UserError(f"model {name!r} has no chat template; save one with its processor")
     model.to(device).eval()
+    multiply_patches(model)
     return VLM(model=model, processor=processor, name=name)
 
 
