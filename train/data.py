@@ -3,8 +3,9 @@
 Formats (TRL's conventions): JSON lines, parquet, or a folder of `datasets`, with `images` (or
 `image`), `prompt`, `chosen`, `rejected`; optional `id`, `references` (all texts that count as
 right, for rewards; else `chosen`), `corrected` (the rejected answer mended) and `rejected_images`
-(image contrast); plain strings or lists of messages. Image paths are relative to the data file and
-may not leave its folder.
+(image contrast), and for the probe `paraphrase` (of the chosen answer) and `other_meaning` (in its
+form); plain strings or lists of messages. Image paths are relative to the data file and may not
+leave its folder.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Pair:
     references: tuple[str, ...]
     corrected: str | None = None
     rejected_images: tuple[ImageSource, ...] | None = None
+    paraphrase: str | None = None
+    other_meaning: str | None = None
 
     def open(self) -> Prompt:
         """The prompt with its images decoded.
@@ -262,6 +265,7 @@ def _pair(row: dict[str, Any], where: str, path: Path, need_rejected: bool) -> P
         references=_references(row) or (chosen,),
         corrected=corrected,
         rejected_images=rejected_images,
+        **{field: _optional_text(row, field) for field in ("paraphrase", "other_meaning")},
     )
 
 
@@ -279,6 +283,10 @@ def _references(row: dict[str, Any]) -> tuple[str, ...]:
     if not value or not all(text.strip() for text in value):
         raise _BadRow("empty references", "field references: empty, or holds an empty text")
     return tuple(value)
+
+
+def _optional_text(row: dict[str, Any], field: str) -> str | None:
+    return None if row.get(field) is None else _text(row, field, role="assistant")
 
 
 def _text(row: dict[str, Any], field: str, role: str) -> str:

@@ -1,15 +1,24 @@
-"""Learning dynamics on held-out probe pairs (SPEC 2, first form): one row a measurement.
+"""Learning dynamics on held-out probe pairs (SPEC 2): one row of `dynamics.parquet` a measurement.
 
-Columns of `dynamics.parquet`: `stage`, `step` (of the stage), `total_step`, then, under the policy
-of that step: `chosen_mean_logp` and `rejected_mean_logp` (ℓ̄, nats a token, mean over pairs),
-`chosen_logp` and `rejected_logp` (sums a pair, mean over pairs), and on the chosen answers'
-contexts, means over token positions: `argmax_mean_logp`, `top1_probability`, `entropy`,
-`token_ece`, `tv` and `js` (shift from the initial policy); `cooling_weight` is the mean w_c.
+Every row: `stage`, `step` (of the stage), `total_step`, and under the policy of that step, means
+over held-out pairs, nats:
+
+- `chosen_*`, `rejected_*`: `mean_logp` (ℓ̄, a token) and `logp` (the sum);
+- on the chosen answers' contexts: `argmax_mean_logp`, `argmax_logp` (log p of the argmax token),
+  `top1_probability`, `entropy`, `token_ece`, `tv` and `js` (shift from the initial policy);
+- since the start of the stage: `delta_chosen`, `delta_rejected`, `delta_margin` (held-out Δlog p),
+  `chosen_change_error` (standard error of the change of the chosen answers' ℓ̄),
+  `preference_accuracy` (share of Δ_w > Δ_l), `preference_probability` (a);
+- what pulls at the pairs: `pair_loss`, `chosen_residual`, `rejected_residual`, `easy_loss_share`,
+  `easy_residual_share`, `cooling_weight` with `cooling_weight_bin_0` to `_9`.
+
+In rows of every few measurements also the other answers (`probes.py`) and the influence
+decomposition (`influence.py`), whose every entry stands in `influence.parquet`.
 """
 
 from __future__ import annotations
 
-import copy
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,126 +26,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
-from cwdpo_bench.calibration import ece
-from cwdpo_bench.calibration.plots import save_figure
-from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_with
-from cwdpo_bench.train.data import Pair
-from cwdpo_bench.vlm import (
-    VLM,
-    Batch,
-    Distribution,
-    TokenStatistics,
-    average_confidence,
-    build_batch,
-    completion_hidden,
-    completion_statistics,
-    output_head,
-    sequence_logps,
-)
+from cwdpo_bench.train.influence import Step, agreement, measure_influence, too_large
+from cwdpo_bench.train.probes import ANSWER_KINDS, Core, Probe, core_columns
+from cwdpo_bench.train.residuals import CoolingRule, PairLoss, Pull, Scores, easy_shares, pull
+from cwdpo_bench.train.sections import Dynamics
 
-CoolingRule = Callable[[torch.Tensor], torch.Tensor]
-"""ℓ̄_θ(y_l) of B pairs to their w_c."""
-
-
-class Probe:
-    """Probe pairs, encoded once, with the initial policy's distribution on the chosen answers."""
-
-    def __init__(self, vlm: VLM, pairs: list[Pair], batch_size: int) -> None:
-        """Encode the pairs and keep the policy of now as the initial one."""
-        self._batches: list[tuple[Batch, Batch | None]] = []
-        for start in range(0, len(pairs), batch_size):
-            part = pairs[start : start + batch_size]
-            prompts = [pair.open() for pair in part]
-            rejected = [pair.rejected for pair in part if pair.rejected is not None]
-            self._batches.append(
-                (
-                    build_batch(vlm.processor, prompts, [pair.chosen for pair in part]),
-                    build_batch(vlm.processor, prompts, rejected)
-                    if len(rejected) == len(part)
-                    else None,
-                )
-            )
-        head = output_head(vlm.model)
-        # Where the head itself is trained, the initial distribution needs the head of now.
-        trained = any(parameter.requires_grad for parameter in head.parameters())  # type: ignore[attr-defined]
-        self._initial_head = copy.deepcopy(head) if trained else head
-        self._initial_hidden: list[torch.Tensor] = []
-        with torch.no_grad():
-            for chosen, _ in self._batches:
-                hidden = completion_hidden(vlm.model, chosen.to(vlm.device))
-                self._initial_hidden.append(hidden.cpu())
-
-    @torch.no_grad()
-    def measure(self, model: Any, cooling: CoolingRule | None = None) -> dict[str, float]:
-        """The columns of the module's docstring under the policy of now."""
-        training, device = model.training, next(model.parameters()).device
-        model.eval()
-        chosen_parts, rejected_parts = [], []
-        for (chosen, rejected), hidden in zip(self._batches, self._initial_hidden, strict=True):
-            initial = Distribution(hidden.to(device), self._initial_head)
-            on_device = chosen.to(device)
-            scores = completion_statistics(model, on_device, statistics=True, other=initial)
-            chosen_parts.append(_chosen_columns(scores, on_device))
-            if rejected is not None:
-                on_device = rejected.to(device)
-                logps = completion_statistics(model, on_device).logps
-                rejected_parts.append(_pair_columns(logps, on_device.mask))
-        model.train(training)
-        return _summary(chosen_parts, rejected_parts, cooling)
-
-
-def _pair_columns(logps: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"mean_logp": average_confidence(logps, mask).cpu(), "logp": sequence_logps(logps).cpu()}
-
-
-def _chosen_columns(scores: TokenStatistics, batch: Batch) -> dict[str, torch.Tensor]:
-    assert scores.top1_id is not None
-    assert scores.top1_probability is not None
-    tokens = {
-        "entropy": scores.entropy,
-        "top1_probability": scores.top1_probability,
-        "correct": scores.top1_id.eq(batch.targets),
-        "tv": scores.tv,
-        "js": scores.js,
-    }
-    columns = {name: values[batch.mask].cpu() for name, values in tokens.items()}  # type: ignore[index]
-    argmax = average_confidence(
-        scores.top1_probability.log().masked_fill(~batch.mask, 0), batch.mask
-    )
-    return {**columns, **_pair_columns(scores.logps, batch.mask), "argmax": argmax.cpu()}
-
-
-def _summary(
-    chosen_parts: list[dict[str, torch.Tensor]],
-    rejected_parts: list[dict[str, torch.Tensor]],
-    cooling: CoolingRule | None,
-) -> dict[str, float]:
-    chosen = {name: torch.cat([part[name] for part in chosen_parts]) for name in chosen_parts[0]}
-    if not torch.isfinite(chosen["mean_logp"]).all():
-        raise UserError(
-            "the model gives log-probabilities that are not finite on the probe pairs; look at the "
-            "starting weights, or lower trainer.learning_rate"
-        )
-    row: dict[str, Any] = {
-        "chosen_mean_logp": chosen["mean_logp"].mean(),
-        "chosen_logp": chosen["logp"].mean(),
-        "argmax_mean_logp": chosen["argmax"].mean(),
-        "token_ece": ece(
-            chosen["top1_probability"].double().clamp(max=1).numpy(), chosen["correct"].numpy()
-        ),
-        **{name: chosen[name].mean() for name in ("top1_probability", "entropy", "tv", "js")},
-    }
-    if rejected_parts:
-        confidence = torch.cat([part["mean_logp"] for part in rejected_parts])
-        row["rejected_mean_logp"] = confidence.mean()
-        row["rejected_logp"] = torch.cat([part["logp"] for part in rejected_parts]).mean()
-        if cooling is not None:
-            row["cooling_weight"] = cooling(confidence).mean()
-    return {name: float(value) for name, value in row.items()}
+OnMeasure = Callable[[dict[str, Any]], None]
+"""Called with every new row."""
 
 
 class DynamicsLog:
@@ -145,25 +44,49 @@ class DynamicsLog:
     def __init__(self, path: Path) -> None:
         """Go on with the rows of `path` where it exists."""
         self._path = path
-        self.rows: list[dict[str, Any]] = (
-            pd.read_parquet(path).to_dict("records") if path.is_file() else []  # type: ignore[assignment]
-        )
+        self._influence_path = path.with_name("influence.parquet")
+        self.rows = _read_rows(path)
+        self.influence = _read_rows(self._influence_path)
 
     def forget_after(self, stage: str, step: int) -> None:
         """Drop the rows of steps that a resumed run takes again, and of later stages."""
-        self.rows = [
-            r
-            for r in self.rows
-            if r["stage"] < stage or (r["stage"] == stage and r["step"] <= step)
-        ]
 
-    def add(self, stage: str, step: int, total_step: int, row: dict[str, float]) -> None:
+        def kept(row: dict[str, Any]) -> bool:
+            return bool(row["stage"] < stage or (row["stage"] == stage and row["step"] <= step))
+
+        self.rows = [row for row in self.rows if kept(row)]
+        self.influence = [row for row in self.influence if kept(row)]
+
+    def of(self, stage: str) -> list[dict[str, Any]]:
+        """The rows of one stage."""
+        return [row for row in self.rows if row["stage"] == stage]
+
+    def add(
+        self,
+        stage: str,
+        step: int,
+        total_step: int,
+        row: dict[str, float],
+        influence: list[dict[str, Any]] | None = None,
+    ) -> None:
         """Append a measurement unless this step already has one."""
-        if any(r["stage"] == stage and r["step"] == step for r in self.rows):
+        if any(r["step"] == step for r in self.of(stage)):
             return
-        self.rows.append({"stage": stage, "step": step, "total_step": total_step, **row})
-        frame = pd.DataFrame(self.rows)
-        write_with(self._path, lambda path: frame.to_parquet(path, index=False))
+        place = {"stage": stage, "step": step, "total_step": total_step}
+        self.rows.append({**place, **row})
+        _write_rows(self._path, self.rows)
+        if influence:
+            self.influence += [{**place, **entry} for entry in influence]
+            _write_rows(self._influence_path, self.influence)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    return pd.read_parquet(path).to_dict("records") if path.is_file() else []  # type: ignore[return-value]
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    frame = pd.DataFrame(rows)
+    write_with(path, lambda temporary: frame.to_parquet(temporary, index=False))
 
 
 class DynamicsCallback(TrainerCallback):
@@ -178,42 +101,177 @@ class DynamicsCallback(TrainerCallback):
         offset: int,
         every: int,
         cooling: CoolingRule | None,
+        start: Any = None,
+        settings: Dynamics | None = None,
+        pair_loss: PairLoss | None = None,
+        beta: float | None = None,
+        on_measure: OnMeasure | None = None,
     ) -> None:
-        """`offset` is the number of steps of the stages before."""
+        """Score the policy that the stage starts from, the reference of Δ.
+
+        Args:
+            probe: held-out pairs.
+            log: where the rows go.
+            stage: name of the stage.
+            offset: steps of the stages before.
+            every: steps between two measurements.
+            cooling: w_c of now, where the stage cools.
+            start: the model as the stage starts from it; by default the one of the probe.
+            settings: how often the answers and the influence are measured; never by default.
+            pair_loss: the stage's objective on one pair; without it nothing is said of what pulls.
+            beta: of the objective, where it has one, for a = σ(β(Δ_w − Δ_l)).
+            on_measure: told of every new row.
+        """
         self._probe, self._log, self._stage = probe, log, stage
         self._offset, self._every, self._cooling = offset, every, cooling
-
-    def _measure(self, step: int, model: Any) -> None:
-        row = self._probe.measure(model, self._cooling)
-        self._log.add(self._stage, step, self._offset + step, row)
+        self._settings, self._pair_loss, self._beta = settings, pair_loss, beta
+        self._on_measure = on_measure
+        self._made = time.monotonic()
+        self._start = probe.core(probe.vlm.model if start is None else start)
+        self.seconds = time.monotonic() - self._made
+        self.left_out: str | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the policy that the stage starts from."""
         if state.global_step == 0:
-            self._measure(0, kwargs["model"])
+            self._measure(args, state, kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure every `every` steps and after the last one."""
         if state.global_step % self._every == 0 or state.global_step == state.max_steps:
-            self._measure(state.global_step, kwargs["model"])
+            self._measure(args, state, kwargs["model"])
+
+    def cost(self) -> dict[str, Any]:
+        """What watching cost since this was made, and what was left out and why."""
+        return {
+            "seconds": round(self.seconds, 1),
+            "share_of_time": round(self.seconds / (time.monotonic() - self._made), 3),
+            "influence_left_out": self.left_out,
+        }
+
+    def _measure(self, args: Any, state: Any, model: Any) -> None:
+        started, step = time.monotonic(), state.global_step
+        core = self._start if step == 0 else self._probe.core(model)
+        pulled = self._pull(core)
+        row = core_columns(core, self._cooling) | self._change_columns(core, pulled)
+        last = step == state.max_steps
+        entries: list[dict[str, Any]] = []
+        if self._settings is not None:
+            if step == 0 and self._log.rows:
+                # The policy that the stage before ended with: its answers are known.
+                row |= answer_columns(self._log.rows[-1])
+            elif self._due(self._settings.answers.every, step, last):
+                row |= self._probe.answers(model)
+            if self._due(self._settings.influence.every, step, last) and pulled is not None:
+                found, entries = self._influence(args, model, pulled, core)
+                row |= found
+        if state.is_world_process_zero:
+            self._log.add(self._stage, step, self._offset + step, row, entries)
+        self.seconds += time.monotonic() - started
+        if self._on_measure is not None and state.is_world_process_zero:
+            self._on_measure(self._log.rows[-1])
+
+    def _due(self, measurements: int, step: int, last: bool) -> bool:
+        return last or step % (self._every * measurements) == 0
+
+    def _pull(self, core: Core) -> Pull | None:
+        """Of the pairs with a rejected answer; the reference is the start of the stage."""
+        if self._pair_loss is None or core.rejected is None or self._start.rejected is None:
+            return None
+        index = core.with_rejected
+        return pull(
+            self._pair_loss,
+            _picked(core.chosen.scores, index),
+            core.rejected.scores,
+            _picked(self._start.chosen.scores, index),
+            self._start.rejected.scores,
+        )
+
+    def _change_columns(self, core: Core, pulled: Pull | None) -> dict[str, float]:
+        chosen = core.chosen.scores.logp - self._start.chosen.scores.logp
+        change = (core.chosen.scores.mean_logp - self._start.chosen.scores.mean_logp).double()
+        row: dict[str, float] = {"delta_chosen": float(chosen.mean())}
+        if len(change) > 1:
+            row["chosen_change_error"] = float(change.std() / len(change) ** 0.5)
+        if core.rejected is None or self._start.rejected is None:
+            return row
+        rejected = core.rejected.scores.logp - self._start.rejected.scores.logp
+        margin = chosen[core.with_rejected] - rejected
+        row["delta_rejected"] = float(rejected.mean())
+        row["delta_margin"] = float(margin.mean())
+        row["preference_accuracy"] = float((margin > 0).float().mean())
+        if self._beta is not None:
+            row["preference_probability"] = float(torch.sigmoid(self._beta * margin).mean())
+        if pulled is not None:
+            loser = pulled.rejected.abs() * core.rejected.residuals
+            winner = pulled.chosen.abs() * core.chosen.residuals[core.with_rejected]
+            row["pair_loss"] = float(pulled.loss.mean())
+            row["chosen_residual"] = float(winner.mean())
+            row["rejected_residual"] = float(loser.mean())
+            row |= easy_shares(core.rejected.scores.mean_logp, pulled, loser)
+        return row
+
+    def _influence(
+        self, args: Any, model: Any, pulled: Pull, core: Core
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """The summary for the row, and one entry a (pair stepped on, answer seen)."""
+        assert self._settings is not None
+        settings = self._settings.influence
+        eligible = core.with_rejected[core.with_rejected < self._settings.answers.pairs].tolist()
+        pairs = eligible[: settings.pairs]
+        if not pairs:
+            return {}, []
+        self.left_out = too_large(model, len(pairs))
+        if args.deepspeed or args.fsdp:
+            self.left_out = "the weights are spread over several processes"
+        if self.left_out is not None:
+            return {}, []
+        place = {pair: position for position, pair in enumerate(core.with_rejected.tolist())}
+        steps = [
+            Step(float(pulled.chosen[place[p]]), float(pulled.rejected[place[p]])) for p in pairs
+        ]
+        branches = [self._probe.branches(model, pair) for pair in pairs]
+        found = measure_influence(model, [batch for _, batch in branches], steps, settings.step)
+        winner, loser = found.chosen_norms, found.rejected_norms
+        row = {
+            **agreement(found),
+            "loser_gradient_share": float(np.mean(loser / np.maximum(winner + loser, 1e-30))),
+            "chosen_gradient_norm": float(winner.mean()),
+            "rejected_gradient_norm": float(loser.mean()),
+            "influence_belief": float(found.beliefs.mean()),
+            "influence_residual": float(found.residuals.mean()),
+            "influence_kernel": float(np.abs(found.kernel).mean()),
+        }
+        seen = [
+            (self._probe.pairs[pair].id, kind)
+            for pair, (kinds, _) in zip(pairs, branches, strict=True)
+            for kind in kinds
+        ]
+        entries = [
+            {
+                "updated": self._probe.pairs[pair].id,
+                "observed": identity,
+                "answer": kind,
+                "predicted": found.predicted[u, o],
+                "realised": found.realised[u, o],
+                "belief": float(found.beliefs[o]),
+                "kernel": float(found.kernel[u, o]),
+                "residual": found.residuals[u],
+                "rate": found.rate,
+            }
+            for u, pair in enumerate(pairs)
+            for o, (identity, kind) in enumerate(seen)
+        ]
+        return row, entries
 
 
-def plot_dynamics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw the curves of one run: log-probabilities, confidence, calibration, shift."""
-    frame = pd.DataFrame(rows)
-    panels = {
-        "log p a token": ["chosen_mean_logp", "rejected_mean_logp", "argmax_mean_logp"],
-        "confidence": ["top1_probability", "entropy", "cooling_weight"],
-        "token ECE": ["token_ece"],
-        "shift from the start": ["tv", "js"],
+def answer_columns(row: dict[str, Any]) -> dict[str, float]:
+    """The columns of the second measurement in a row that has them."""
+    names = [f"{kind}_{unit}" for kind in ANSWER_KINDS for unit in ("mean_logp", "logp")]
+    return {
+        name: row[name] for name in (*names, "image_gain") if name in row and np.isfinite(row[name])
     }
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    for axes, (label, columns) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-        for column in columns:
-            if column in frame and np.isfinite(frame[column]).any():
-                axes.plot(frame["total_step"], frame[column], marker=".", label=column)
-        axes.set_xlabel("update step")
-        axes.set_title(label)
-        axes.legend(fontsize="small")
-    figure.suptitle(title)
-    save_figure(figure, path)
+
+
+def _picked(scores: Scores, index: torch.Tensor) -> Scores:
+    return Scores(*(column[index] for column in scores))

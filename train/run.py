@@ -24,9 +24,11 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_json, write_text
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker, make_cooling
 from cwdpo_bench.train.data import Pair, read_pairs, split_stages
-from cwdpo_bench.train.dynamics import DynamicsCallback, DynamicsLog, Probe, plot_dynamics
+from cwdpo_bench.train.dynamics import DynamicsCallback, DynamicsLog
 from cwdpo_bench.train.negatives import OnPolicyNegatives, frozen_copy
+from cwdpo_bench.train.plots import plot_dynamics, plot_influence
 from cwdpo_bench.train.prepared import PreparedPairs
+from cwdpo_bench.train.probes import Probe
 from cwdpo_bench.train.recipe import Recipe
 from cwdpo_bench.train.record import new_record, seed_of, take_up
 from cwdpo_bench.train.reference import (
@@ -35,12 +37,18 @@ from cwdpo_bench.train.reference import (
     kept_reference,
     reference_fingerprint,
 )
+from cwdpo_bench.train.residuals import PairLoss, Scores
 from cwdpo_bench.train.rewards import build_reward
-from cwdpo_bench.train.sections import CWDPO, Objective
+from cwdpo_bench.train.sections import CWDPO, Dynamics, Objective
 from cwdpo_bench.train.smoothing import has_constraint, never_acted, share_active
 from cwdpo_bench.train.stage_data import stage_data
 from cwdpo_bench.train.start import base_name, init_record, load, start_model
-from cwdpo_bench.train.terms import needed_views, needs_rejected
+from cwdpo_bench.train.terms import (
+    SequenceScores,
+    loss_and_metrics,
+    needed_views,
+    needs_rejected,
+)
 from cwdpo_bench.train.trainer import (
     PairCollator,
     PreferenceTrainer,
@@ -70,20 +78,36 @@ class _Watch:
 
     probe: Probe
     log: DynamicsLog
-    every: int
+    settings: Dynamics
     report: StepReport | None
 
-    def callbacks(
-        self, stage: _Stage, cooling: CoolingParameters | CoolingTracker | None
-    ) -> list[TrainerCallback]:
-        dynamics = DynamicsCallback(
+    def dynamics(
+        self,
+        stage: _Stage,
+        objective: Objective,
+        vlm: VLM,
+        cooling: CoolingParameters | CoolingTracker | None,
+    ) -> DynamicsCallback:
+        """To be made before the stage's first step: it scores the policy of now."""
+        return DynamicsCallback(
             self.probe,
             self.log,
             stage=stage.name,
             offset=stage.offset,
-            every=self.every,
+            every=self.settings.every,
             cooling=None if cooling is None else cooling.weight,
+            start=vlm.model,
+            settings=self.settings,
+            pair_loss=_pair_loss(objective, cooling),
+            beta=getattr(objective, "beta", None),
         )
+
+    def callbacks(
+        self,
+        stage: _Stage,
+        cooling: CoolingParameters | CoolingTracker | None,
+        dynamics: DynamicsCallback,
+    ) -> list[TrainerCallback]:
         report = [] if self.report is None else [_ReportCallback(self.report, stage.name)]
         tracker = [cooling] if isinstance(cooling, CoolingTracker) else []
         return [*tracker, dynamics, *report]
@@ -144,9 +168,16 @@ def train(
     write_text(output / "recipe.yaml", recipe.to_yaml())
     write_json(output / "provenance.json", record)
     watch = _Watch(
-        Probe(vlm, probe_pairs, batch_size=16),
+        Probe(
+            vlm,
+            probe_pairs,
+            batch_size=16,
+            train_pairs=pairs,
+            answer_pairs=recipe.dynamics.answers.pairs,
+            seed=seed_of(recipe),
+        ),
         DynamicsLog(output / "dynamics.parquet"),
-        recipe.dynamics.every,
+        recipe.dynamics,
         report,
     )
     prepared = _prepare(recipe, vlm, pairs, output)
@@ -172,6 +203,8 @@ def train(
         record["warnings"] += _warnings(name, record["stages"][name])
         write_json(output / "provenance.json", record)
     plot_dynamics(watch.log.rows, output / "dynamics.png", recipe.name)
+    if watch.log.influence:
+        plot_influence(watch.log.influence, output / "influence.png", recipe.name)
     record["status"] = "finished"
     write_json(output / "provenance.json", record)
     return record
@@ -225,6 +258,7 @@ def _train_stage(
     cooling: CoolingParameters | CoolingTracker | None = None
     if isinstance(objective, CWDPO) and reference is not None:
         cooling = make_cooling(objective.cooling, reference["rejected"].mean_logp)
+    dynamics = watch.dynamics(stage, objective, vlm, cooling)
     trainer = PreferenceTrainer(
         model=vlm.model,
         args=arguments,
@@ -234,7 +268,7 @@ def _train_stage(
         reference=reference,
         cooling=cooling,
         lengths=[prepared.length(pair) for pair in pairs],
-        callbacks=watch.callbacks(stage, cooling),
+        callbacks=watch.callbacks(stage, cooling, dynamics),
     )
     on_policy: OnPolicyNegatives | None = None
     if (refresh := getattr(objective, "on_policy", None)) is not None:
@@ -257,6 +291,7 @@ def _train_stage(
     with _disk_errors(stage.folder):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     details["cooling"] = _cooling_record(cooling)
+    details["dynamics"] = dynamics.cost()
     if on_policy is not None:
         details["on_policy"] = on_policy.record()
     if has_constraint(objective):
@@ -270,6 +305,29 @@ def _warnings(stage: str, record: dict[str, Any]) -> list[str]:
     if record.get("penalty_active") == 0:
         return [never_acted(stage, record["threshold"])]
     return []
+
+
+def _pair_loss(
+    objective: Objective, cooling: CoolingParameters | CoolingTracker | None
+) -> PairLoss | None:
+    """The stage's loss of one pair; None where it reads more than the pair's two answers."""
+    views = needed_views(objective)
+    if not set(views) <= {"chosen", "rejected"}:
+        return None
+
+    def loss(chosen: Scores, rejected: Scores, *reference: Scores) -> torch.Tensor:
+        now = cooling.parameters if isinstance(cooling, CoolingTracker) else cooling
+        policy, start = (
+            {
+                view: SequenceScores(side.logp, side.mean_logp)
+                for view, side in zip(("chosen", "rejected"), sides, strict=True)
+                if view in views
+            }
+            for sides in ((chosen, rejected), reference)
+        )
+        return loss_and_metrics(objective, policy, start, now)[0]
+
+    return loss
 
 
 def _cooling_record(

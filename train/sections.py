@@ -249,8 +249,28 @@ class Lora(Section):
     )
 
 
+class Answers(Section):
+    """The probe's other answers: on how many pairs, and every how many measurements."""
+
+    every: Annotated[int, Field(gt=0)] = 4
+    pairs: Annotated[int, Field(ge=0)] = 16
+
+
+class InfluenceProbe(Section):
+    """The influence decomposition: on how many pairs, every how many measurements, how long a step.
+
+    `step` bounds the change of an average answer's ℓ̄, nats a token.
+    """
+
+    every: Annotated[int, Field(gt=0)] = 4
+    pairs: Annotated[int, Field(ge=0)] = 2
+    step: Annotated[float, Field(gt=0)] = 0.01
+
+
 class Dynamics(Section):
-    """The probe: how often, on how many held-out pairs."""
+    """The probe: how often, on how many held-out pairs, and what else is measured less often."""
 
     every: Annotated[int, Field(gt=0)] = 50
     pairs: Annotated[int, Field(gt=0)] = 64
+    answers: Answers = Answers()
+    influence: InfluenceProbe = InfluenceProbe()

@@ -19,6 +19,7 @@ from cwdpo_bench.vlm.generation import (
     Sample,
     TokenScores,
     generate,
+    greedy_ids,
     sample,
     score_completions,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "encode_prompts",
     "freeze_vision",
     "generate",
+    "greedy_ids",
     "load_vlm",
     "merge_prompts",
     "open_image",

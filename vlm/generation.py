@@ -137,21 +137,8 @@ def generate(
     with _evaluating(vlm.model):
         for indices in _by_length(prompts, [""] * len(prompts), batch_size):
             inputs = encode_prompts(vlm.processor, [prompts[i] for i in indices])
-            inputs = {name: value.to(vlm.device) for name, value in inputs.items()}
             first = _FirstLogps()
-            output = vlm.model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                repetition_penalty=1.0,
-                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-                logits_processor=LogitsProcessorList([first]),
-            )
-            new = output[:, inputs["input_ids"].shape[1] :]
+            new = _greedy(vlm, inputs, max_new_tokens, first)
             texts = tokenizer.batch_decode(new, skip_special_tokens=True)
             for row, index in enumerate(indices):
                 letters = options[index] if options is not None else None
@@ -230,6 +217,41 @@ def _image_tokens(config: Any) -> list[int] | None:
     names = ("image_token_id", "video_token_id")
     found = [getattr(config, name, None) for name in names]
     return [token for token in found if token is not None] or None
+
+
+def greedy_ids(
+    vlm: VLM, prompt_inputs: dict[str, torch.Tensor], max_new_tokens: int
+) -> list[list[int]]:
+    """Token ids of the greedy answer of each encoded prompt, the end-of-turn token included.
+
+    An answer cut off at `max_new_tokens` has none.
+    """
+    with _evaluating(vlm.model):
+        new = _greedy(vlm, prompt_inputs, max_new_tokens).tolist()
+    return [ids[: _length(ids, vlm.tokenizer.eos_token_id)] for ids in new]
+
+
+def _greedy(
+    vlm: VLM,
+    prompt_inputs: dict[str, torch.Tensor],
+    max_new_tokens: int,
+    watcher: LogitsProcessor | None = None,
+) -> torch.Tensor:
+    """The generated columns, [B, at most max_new_tokens]; `watcher` sees the logits."""
+    inputs = {name: value.to(vlm.device) for name, value in prompt_inputs.items()}
+    output: torch.Tensor = vlm.model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        repetition_penalty=1.0,
+        pad_token_id=vlm.pad_token_id,
+        logits_processor=LogitsProcessorList([] if watcher is None else [watcher]),
+    )
+    return output[:, inputs["input_ids"].shape[1] :]
 
 
 def _length(ids: list[int], eos: int) -> int:

@@ -41,6 +41,7 @@ class TokenStatistics(NamedTuple):
         top1_id: the token that has it.
         tv: total variation to the second distribution, in [0, 1].
         js: Jensen-Shannon divergence to the second distribution, nats, in [0, ln 2].
+        collision: Σ_v π(v)² of the next-token distribution, in [1/V, 1].
     """
 
     logps: torch.Tensor
@@ -49,6 +50,7 @@ class TokenStatistics(NamedTuple):
     top1_id: torch.Tensor | None = None
     tv: torch.Tensor | None = None
     js: torch.Tensor | None = None
+    collision: torch.Tensor | None = None
 
 
 def token_statistics(
@@ -66,7 +68,7 @@ def token_statistics(
         hidden: [N, H], the states that predict the targets.
         head: maps [n, H] to logits [n, V].
         targets: [N] token ids.
-        statistics: also entropy and top-1 (without gradient).
+        statistics: also entropy, top-1 and collision (without gradient).
         other: a second distribution for the same N positions; adds TV and JS (without gradient).
         max_block: at most this many logits exist at a time, also for the backward pass.
     """
@@ -105,7 +107,12 @@ def _with_statistics(
     top1_probability, top1_id = p.max(-1)
     # A token of probability 0 has log-probability -inf, and 0 · inf is not a number.
     entropy = -(p * log_p.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
-    block = block._replace(entropy=entropy, top1_probability=top1_probability, top1_id=top1_id)
+    block = block._replace(
+        entropy=entropy,
+        top1_probability=top1_probability,
+        top1_id=top1_id,
+        collision=p.square().sum(-1),
+    )
     if other is None:
         return block
     q = other.head(other.hidden).float().softmax(-1)

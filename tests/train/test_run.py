@@ -83,6 +83,35 @@ def test_dynamics_hold_every_measurement_of_both_stages(
         assert table[column].iloc[3] == pytest.approx(table[column].iloc[2], abs=1e-6)
 
 
+def test_what_pulls_at_the_pairs_is_logged(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    record = run("cw-dpo", "lora.enabled=true", "lora.r=4")
+    table = pd.read_parquet(tmp_path / "out" / "dynamics.parquet")
+    first = table[(table["stage"] == "stage2") & (table["step"] == 0)].iloc[0]
+    # At its own start Δ = 0: a = 1/2, and the loss of a pair is log 2 whatever w_c.
+    assert first["preference_probability"] == pytest.approx(0.5)
+    assert first["delta_chosen"] == first["delta_margin"] == 0
+    assert first["pair_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    last = table.iloc[-1]
+    beta = 0.1
+    assert 0 < last["chosen_residual"] < beta * 10
+    assert 0 < last["rejected_residual"] < beta * 10
+    bins = [f"cooling_weight_bin_{k}" for k in range(10)]
+    assert last[bins].sum() == pytest.approx(1)
+    assert 0 < last["loser_gradient_share"] < 1
+    assert last["influence_correlation"] > 0.9
+    for kind in ("shuffled", "train_chosen", "greedy", "initial_greedy", "blank_image"):
+        assert last[f"{kind}_mean_logp"] < 0
+    influence = pd.read_parquet(tmp_path / "out" / "influence.parquet")
+    # Two pairs stepped on, three answers of each seen, at the start and the end of both stages.
+    assert len(influence) == 4 * 2 * 2 * 3
+    assert set(influence["answer"]) == {"chosen", "rejected", "greedy"}
+    for stage in record["stages"].values():
+        assert 0 < stage["dynamics"]["share_of_time"] < 1
+        assert stage["dynamics"]["influence_left_out"] is None
+
+
 @pytest.mark.parametrize("recipe", ["cw-dpo", "sft-c+dpo"])
 @pytest.mark.parametrize("lora", ["true", "false"])
 def test_the_reference_of_stage_2_is_the_end_of_stage_1(
