@@ -267,10 +267,22 @@ class InfluenceProbe(Section):
     step: Annotated[float, Field(gt=0)] = 0.01
 
 
+class VerdictRules(Section):
+    """Thresholds of the verdict, see `train/verdict.py`: nats a token, and counts."""
+
+    fall: Annotated[float, Field(gt=0)] = 0.1
+    rise: Annotated[float, Field(ge=0)] = 0.02
+    errors: Annotated[float, Field(ge=0)] = 2.0
+    persist: Annotated[int, Field(gt=0)] = 2
+
+
 class Dynamics(Section):
-    """The probe: how often, on how many held-out pairs, and what else is measured less often."""
+    """The probe: how often, on how many held-out pairs, what is told, and what stops a stage."""
 
     every: Annotated[int, Field(gt=0)] = 50
     pairs: Annotated[int, Field(gt=0)] = 64
     answers: Answers = Answers()
     influence: InfluenceProbe = InfluenceProbe()
+    verdict: VerdictRules = VerdictRules()
+    stop_on: list[Literal["squeezing", "delta_logp"]] = []
+    patience: Annotated[int, Field(gt=0)] = 3
