@@ -1,6 +1,7 @@
 """Recipes: YAML in, typed and validated out; unknown keys are refused with the nearest known one.
 
-Every key under `trainer:` is a field of `transformers.TrainingArguments` by its own name.
+Every key under `trainer:` is a field of `transformers.TrainingArguments` by its own name, for the
+kind `grpo` of `trl.GRPOConfig`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,24 @@ import dataclasses
 import re
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cwdpo_bench.errors import UserError, nearest
-from cwdpo_bench.train.sections import Data, Dynamics, Lora, Model, Objective, Section
+from cwdpo_bench.train.sections import (
+    GRPO,
+    Data,
+    Dynamics,
+    Lora,
+    Model,
+    Objective,
+    Section,
+)
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 class Recipe(Section):
@@ -164,8 +176,8 @@ def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
         recipe = Recipe.model_validate(_number(values))
     except ValidationError as error:
         raise UserError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from error
-    for stage in [recipe, *recipe.stages().values()]:
-        _check_trainer(stage.trainer, source)
+    for stage in recipe.stages().values():
+        _check_trainer(recipe.trainer_arguments(stage), arguments_class(stage), source)
     return recipe
 
 
@@ -225,10 +237,25 @@ def _kind_of(section: type[BaseModel]) -> str:
     return str(kinds[0]) if kinds else "custom"
 
 
-def _check_trainer(trainer: dict[str, Any], source: str) -> None:
+def arguments_class(objective: Objective) -> type[TrainingArguments]:
+    """The class whose fields stand under `trainer` for this objective.
+
+    Raises:
+        UserError: it is TRL's, and TRL is not installed.
+    """
+    if isinstance(objective, GRPO):
+        from cwdpo_bench.train.grpo import GRPOArguments
+
+        return GRPOArguments
     from transformers import TrainingArguments
 
-    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    return TrainingArguments
+
+
+def _check_trainer(
+    trainer: dict[str, Any], arguments: type[TrainingArguments], source: str
+) -> None:
+    known = {field.name for field in dataclasses.fields(arguments) if field.init}
     reserved = {"output_dir": "--output", "resume_from_checkpoint": "--resume"}
     for key in trainer:
         if key in reserved:

@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_json, write_text
+from cwdpo_bench.train.base import BaseTrainer
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker, make_cooling
 from cwdpo_bench.train.data import Pair, read_pairs, split_stages
 from cwdpo_bench.train.dynamics import DynamicsCallback, DynamicsLog
@@ -29,7 +30,7 @@ from cwdpo_bench.train.negatives import OnPolicyNegatives, frozen_copy
 from cwdpo_bench.train.plots import plot_dynamics, plot_influence
 from cwdpo_bench.train.prepared import PreparedPairs
 from cwdpo_bench.train.probes import Probe
-from cwdpo_bench.train.recipe import Recipe
+from cwdpo_bench.train.recipe import Recipe, arguments_class
 from cwdpo_bench.train.record import new_record, seed_of, take_up
 from cwdpo_bench.train.reference import (
     REFERENCE_FILE,
@@ -39,7 +40,8 @@ from cwdpo_bench.train.reference import (
 )
 from cwdpo_bench.train.residuals import PairLoss, Scores
 from cwdpo_bench.train.rewards import build_reward
-from cwdpo_bench.train.sections import CWDPO, Dynamics, Objective
+from cwdpo_bench.train.sampled import sampled_trainer
+from cwdpo_bench.train.sections import CWDPO, GRPO, PPO, Dynamics, Objective
 from cwdpo_bench.train.smoothing import has_constraint, never_acted, share_active
 from cwdpo_bench.train.stage_data import stage_data
 from cwdpo_bench.train.start import base_name, init_record, load, start_model
@@ -217,9 +219,15 @@ def _train_stage(
     prepared: PreparedPairs,
     watch: _Watch,
     resume: bool,
-) -> tuple[PreferenceTrainer, dict[str, Any]]:
+) -> tuple[BaseTrainer, dict[str, Any]]:
     """Train one stage; returns what its record says beside the counts."""
     arguments = _training_arguments(recipe, stage)
+    if isinstance(stage.objective, PPO | GRPO):
+        dynamics = watch.dynamics(stage, stage.objective, vlm, None)
+        watching = watch.callbacks(stage, None, dynamics)
+        sampled = sampled_trainer(stage.objective, vlm, stage.pairs, prepared, arguments, watching)
+        _run_trainer(sampled, stage, watch, resume)
+        return sampled, {"dynamics": dynamics.cost()}
     batch_size = arguments.per_device_train_batch_size
 
     def score(pairs: list[Pair], views: Sequence[str], policy: VLM = vlm) -> Reference:
@@ -285,11 +293,7 @@ def _train_stage(
             easy_below=easy_below,
         )
         trainer.add_callback(on_policy)
-    trainer.remove_callback(PrinterCallback)
-    checkpoint = _last_whole_checkpoint(stage.folder) if resume else None
-    watch.log.forget_after(stage.name, -1 if checkpoint is None else _step_of(checkpoint))
-    with _disk_errors(stage.folder):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    _run_trainer(trainer, stage, watch, resume)
     details["cooling"] = _cooling_record(cooling)
     details["dynamics"] = dynamics.cost()
     if on_policy is not None:
@@ -298,6 +302,15 @@ def _train_stage(
         details["threshold"] = objective.threshold  # type: ignore[union-attr]
         details["penalty_active"] = share_active(trainer.state.log_history)
     return trainer, details
+
+
+def _run_trainer(trainer: BaseTrainer, stage: _Stage, watch: _Watch, resume: bool) -> None:
+    """From the first step or, resumed, from the last whole checkpoint to the end."""
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = _last_whole_checkpoint(stage.folder) if resume else None
+    watch.log.forget_after(stage.name, -1 if checkpoint is None else _step_of(checkpoint))
+    with _disk_errors(stage.folder):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def _warnings(stage: str, record: dict[str, Any]) -> list[str]:
@@ -312,7 +325,7 @@ def _pair_loss(
 ) -> PairLoss | None:
     """The stage's loss of one pair; None where it reads more than the pair's two answers."""
     views = needed_views(objective)
-    if not set(views) <= {"chosen", "rejected"}:
+    if not views or not set(views) <= {"chosen", "rejected"}:
         return None
 
     def loss(chosen: Scores, rejected: Scores, *reference: Scores) -> torch.Tensor:
@@ -375,7 +388,7 @@ def _training_arguments(recipe: Recipe, stage: _Stage) -> TrainingArguments:
         **recipe.trainer_arguments(stage.objective),
     }
     try:
-        return TrainingArguments(output_dir=str(stage.folder), **keys)
+        return arguments_class(stage.objective)(output_dir=str(stage.folder), **keys)
     except (ValueError, TypeError) as error:
         raise UserError(f"recipe {recipe.name}: trainer: {' '.join(str(error).split())}") from error
 
@@ -400,7 +413,7 @@ def _precision(vlm: VLM, arguments: TrainingArguments, prepared: PreparedPairs) 
     return f"{weights} weights, {mixed} autocast, {rows} rows, {vlm.device.type}"
 
 
-def _save(vlm: VLM, trainer: PreferenceTrainer, folder: Path) -> None:
+def _save(vlm: VLM, trainer: BaseTrainer, folder: Path) -> None:
     with _disk_errors(folder):
         vlm.model.save_pretrained(str(folder))
         vlm.processor.save_pretrained(str(folder))

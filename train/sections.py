@@ -181,6 +181,34 @@ class OPADPO(_Objective):
     own: Sampling = Sampling()
 
 
+class PPO(_Objective):
+    """Proximal policy optimization on sampled answers; names as in `train/policy_gradient.py`."""
+
+    kind: Literal["ppo"]
+    rewards: Annotated[list[RewardTerm], Field(min_length=1)]
+    rollout_size: Annotated[int, Field(gt=0)] = 64
+    epochs: Annotated[int, Field(gt=0)] = 4
+    max_new_tokens: Annotated[int, Field(gt=0)] = 64
+    sample_batch_size: Annotated[int, Field(gt=0)] = 16
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.05
+    target_kl: Annotated[float, Field(gt=0)] | None = 0.05
+    stop_kl: Annotated[float, Field(gt=0)] | None = None
+    clip: Annotated[float, Field(gt=0)] = 0.2
+    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    value_coefficient: Annotated[float, Field(ge=0)] = 0.1
+    value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    lam: Annotated[float, Field(ge=0, le=1, alias="lambda")] = 0.95
+    whiten_rewards: bool = True
+
+
+class GRPO(_Objective):
+    """TRL's group-relative policy optimization; its parameters are `trainer:` fields."""
+
+    kind: Literal["grpo"]
+    rewards: Annotated[list[RewardTerm], Field(min_length=1)]
+
+
 class Custom(_Preference):
     """A function of the user's own; its keyword-only parameters are the section's other keys."""
 
@@ -215,6 +243,8 @@ Objective = Annotated[
     | Annotated[VDPO, Tag("v-dpo")]
     | Annotated[OPASFT, Tag("opa-sft")]
     | Annotated[OPADPO, Tag("opa-dpo")]
+    | Annotated[PPO, Tag("ppo")]
+    | Annotated[GRPO, Tag("grpo")]
     | Annotated[Custom, Tag("custom")],
     Discriminator(_tag),
 ]

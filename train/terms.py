@@ -27,6 +27,8 @@ from cwdpo_bench.train.views import ANSWERS, SUFFIXES, answer_and_image
 
 QUANTITIES = ("delta", "nll", "mean_logp", "logp")
 COOLING = "cooling"
+SAMPLED = frozenset({"ppo", "grpo"})
+"""Kinds that judge answers of the policy's own by a reward, and read no term of a pair."""
 
 
 class SequenceScores(NamedTuple):
@@ -54,6 +56,8 @@ def objective_function(kind: str) -> Callable[..., torch.Tensor]:
 
 
 def _signature(kind: str) -> _Signature:
+    if kind in SAMPLED:
+        return _Signature((), (), {})
     parameters = inspect.signature(objective_function(kind)).parameters.values()
     keys = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     terms = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

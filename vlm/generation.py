@@ -25,6 +25,7 @@ from cwdpo_bench.vlm.logprobs import (
     output_head,
 )
 from cwdpo_bench.vlm.model import VLM
+from cwdpo_bench.vlm.vision import forward_inputs
 
 Progress = Callable[[int], None]
 """Called with the number of prompts just finished."""
@@ -169,7 +170,8 @@ def sample(
 
     Args:
         vlm: the policy.
-        prompts: from `encode_prompt`; the same one more than once for several answers.
+        prompts: from `encode_prompt`, with positions or embeddings or without; the same one more
+            than once for several answers.
         max_new_tokens: where an answer is cut off.
         temperature: divides the logits.
         top_p: keep the likeliest tokens up to this share.
@@ -182,9 +184,11 @@ def sample(
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             merged = merge_prompts([prompts[i] for i in indices], vlm.pad_token_id)
+            # `generate` works the positions out itself, also those of the tokens to come.
+            merged.pop("position_ids", None)
             inputs = {name: value.to(vlm.device) for name, value in merged.items()}
             output = vlm.model.generate(
-                **inputs,
+                **forward_inputs(inputs),
                 max_new_tokens=max_new_tokens,
                 do_sample=True,
                 num_beams=1,

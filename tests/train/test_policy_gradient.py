@@ -29,8 +29,8 @@ def _batch(seed: int, count: int = 1) -> tuple[torch.Tensor, ...]:
     rows, length = 1 + seed % 5, 1 + seed % 7
     lengths = torch.randint(1, length + 1, (rows,), generator=generator)
     mask = torch.arange(length) < lengths[:, None]
-    draw = lambda: torch.randn(rows, length, generator=generator, dtype=torch.float64)  # noqa: E731
-    return mask, *(draw() for _ in range(count))
+    drawn = torch.randn(count, rows, length, generator=generator, dtype=torch.float64)
+    return mask, *drawn
 
 
 @given(seeds, st.floats(0, 1), st.floats(0, 1))

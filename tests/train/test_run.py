@@ -23,6 +23,16 @@ from cwdpo_bench.train.run import train
 from cwdpo_bench.train.trainer import Reference, reference_scores
 from cwdpo_bench.vlm import VLM, load_vlm
 
+SAMPLED = {
+    "ppo": ["objective.rollout_size=4", "objective.epochs=1", "objective.max_new_tokens=4"],
+    "grpo": [
+        "trainer.num_generations=4",
+        "trainer.max_completion_length=4",
+        "trainer.max_steps=5",
+    ],
+}
+"""What makes five steps of four answers of the recipes that sample."""
+
 
 @pytest.mark.parametrize("lora", ["true", "false"])
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -31,7 +41,7 @@ def test_every_recipe_leaves_a_whole_checkpoint(
 ) -> None:
     # An untrained model seldom ends an answer.
     long = [f"{s}.own.max_new_tokens=200" for s in ("stage1", "stage2") if name == "opa-dpo"]
-    record = run(name, f"lora.enabled={lora}", "lora.r=4", *long)
+    record = run(name, f"lora.enabled={lora}", "lora.r=4", *long, *SAMPLED.get(name, []))
     out = tmp_path / "out"
     weights = "adapter_model.safetensors" if lora == "true" else "model.safetensors"
     config = "adapter_config.json" if lora == "true" else "config.json"

@@ -14,12 +14,14 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.vlm import (
     VLM,
     Prompt,
+    embed_images,
     encode_prompt,
     encode_prompts,
     generate,
     load_vlm,
     sample,
     score_completions,
+    with_positions,
 )
 from cwdpo_bench.vlm.generation import option_token_ids
 
@@ -140,3 +142,16 @@ def test_samples_come_in_order_and_end_at_the_end_of_turn(vlm: VLM) -> None:
         assert answer.ended == (answer.ids[-1] == eos)
         assert answer.ids.count(eos) == answer.ended
         assert answer.ended or len(answer.ids) == 60
+
+
+def test_embeddings_made_beforehand_give_the_same_samples(vlm: VLM) -> None:
+    encoded = [encode_prompt(vlm.processor, prompt) for prompt in _prompts(3)]
+    embedded = [
+        embed_images(vlm.model, with_positions(vlm.model, prompt), vlm.device) for prompt in encoded
+    ]
+    assert all("pixel_values" not in prompt for prompt in embedded)
+    answers = []
+    for prompts in (encoded, embedded):
+        torch.manual_seed(0)
+        answers.append([s.ids for s in sample(vlm, prompts, max_new_tokens=8)])
+    assert answers[0] == answers[1]
