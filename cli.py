@@ -204,18 +204,48 @@ def score(
     _show_run(results, output, as_json)
 
 
+RunsArgument = Annotated[
+    list[str],
+    typer.Argument(help="Run folders, the baseline first; seeds as NAME=FOLDER,FOLDER."),
+]
+OnMismatchOption = Annotated[
+    Literal["stop", "intersect"],
+    typer.Option(help="Other samples in the runs: stop, or compare what all of them hold."),
+]
+OnSignatureOption = Annotated[
+    Literal["stop", "warn"],
+    typer.Option(help="Another split, prompt or scorer: stop, or compare and say so."),
+]
+
+
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the baseline.")],
+    runs: RunsArgument,
     baseline: Annotated[Path | None, typer.Option(help="Another of them as the baseline.")] = None,
+    on_mismatch: OnMismatchOption = "stop",
+    on_signature: OnSignatureOption = "stop",
+    test: Annotated[
+        Literal["bootstrap", "randomization"], typer.Option(help="Where p comes from.")
+    ] = "bootstrap",
+    as_csv: Annotated[bool, typer.Option("--csv", help="One line a value.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare runs pairwise: difference, interval, p."""
-    from cwdpo_bench.leaderboards import compare_runs, to_json
+    from cwdpo_bench.leaderboards import compare_runs, parse_systems, to_csv, to_json
 
-    comparison = compare_runs(runs, baseline=baseline)
+    if as_csv and as_json:
+        raise UserError("--csv and --json: choose one")
+    comparison = compare_runs(
+        parse_systems(runs),
+        baseline=baseline,
+        on_mismatch=on_mismatch,
+        on_signature=on_signature,
+        test=test,
+    )
     if as_json:
         print(json.dumps(to_json(comparison), indent=2, ensure_ascii=False))
+    elif as_csv:
+        print(to_csv(comparison), end="")
     else:
         _show(comparison)
 
@@ -312,23 +342,51 @@ def _gate(
     return result.exit_status
 
 
+FORMATS = ("markdown", "csv", "latex", "html", "model-index")
+
+
 @app.command()
 def leaderboard(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is the baseline.")],
-    output: Annotated[Path, typer.Option(help="The file to write.")],
-    output_format: Annotated[str, typer.Option("--format", help="markdown.")] = "markdown",
+    runs: RunsArgument,
+    output: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
+    output_format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "markdown",
     published: Annotated[
         bool, typer.Option(help="Add the paper's published rows, apart and unranked.")
     ] = False,
+    update: Annotated[
+        Path | None,
+        typer.Option(help="A file of yours: rewrite the table between its cwdpo-bench markers."),
+    ] = None,
+    on_mismatch: OnMismatchOption = "stop",
+    on_signature: OnSignatureOption = "stop",
 ) -> None:
     """Export a comparison as a table."""
+    from cwdpo_bench import leaderboards
     from cwdpo_bench.files import write_text
-    from cwdpo_bench.leaderboards import compare_runs, to_markdown
 
-    if output_format != "markdown":
-        raise UserError(f"--format {output_format!r}: known: markdown")
-    write_text(output, to_markdown(compare_runs(runs), with_published=published))
-    print(output)
+    if output_format not in FORMATS:
+        raise UserError(f"--format {output_format!r}: {nearest(output_format, FORMATS)}")
+    if (output is None) == (update is None):
+        raise UserError("name one of --output and --update")
+    if update is not None and output_format != "markdown":
+        raise UserError("--update writes markdown; leave --format out")
+    comparison = leaderboards.compare_runs(
+        leaderboards.parse_systems(runs), on_mismatch=on_mismatch, on_signature=on_signature
+    )
+    if update is not None:
+        block = leaderboards.to_markdown(comparison, brief=True)
+        leaderboards.update_between_markers(update, block)
+    elif output is not None and output_format == "model-index":
+        write_text(output, leaderboards.to_model_index(comparison))
+    elif output is not None:
+        write = {
+            "markdown": leaderboards.to_markdown,
+            "csv": leaderboards.to_csv,
+            "latex": leaderboards.to_latex,
+            "html": leaderboards.to_html,
+        }[output_format]
+        write_text(output, write(comparison, with_published=published))
+    print(output or update)
 
 
 def _show(comparison: Comparison) -> None:

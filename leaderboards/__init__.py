@@ -1,4 +1,4 @@
-"""Run folders in; paired statistics, tables and markdown out. No model, no torch."""
+"""Run folders in; paired statistics, verdicts and tables out. No model, no torch."""
 
 from cwdpo_bench.leaderboards.compare import compare_runs
 from cwdpo_bench.leaderboards.comparison import (
@@ -9,7 +9,10 @@ from cwdpo_bench.leaderboards.comparison import (
     TaskComparison,
     to_json,
 )
+from cwdpo_bench.leaderboards.exports import to_csv, to_html, to_latex
 from cwdpo_bench.leaderboards.markdown import to_markdown
+from cwdpo_bench.leaderboards.model_card import to_model_index, update_between_markers
+from cwdpo_bench.leaderboards.systems import parse_systems
 from cwdpo_bench.leaderboards.table import render, render_text
 
 __all__ = [
@@ -19,8 +22,14 @@ __all__ = [
     "System",
     "TaskComparison",
     "compare_runs",
+    "parse_systems",
     "render",
     "render_text",
+    "to_csv",
+    "to_html",
     "to_json",
+    "to_latex",
     "to_markdown",
+    "to_model_index",
+    "update_between_markers",
 ]

@@ -18,7 +18,17 @@ QUALITY = (
     "accuracy_plain",
     "parse_failures",
 )
-"""What answers are worth; every other metric is calibration and confidence."""
+"""What answers are worth."""
+
+FAMILIES = {
+    "hallucination": ("CHAIR-i", "CHAIR-s", "cover", "hal", "cog", "f1", "yes_share"),
+    "calibration": (
+        *("ece", "ece_adaptive", "ece_debiased", "ece_classwise", "mce", "token_ece"),
+        *("brier", "nll", "aurc", "auroc"),
+    ),
+    "dynamics": ("entropy", "top1_probability", "tv", "js"),
+}
+"""What the other metrics tell; those that stand in none are "other"."""
 
 PLAIN = ("brier", "nll", "entropy", "tv", "js")
 """Shown as they are, with three decimals; all others × 100, with one."""
@@ -49,12 +59,6 @@ def interval(metric: str, ends: tuple[float, float], *, signed: bool = False) ->
     return f"[{low}, {high}]"
 
 
-def group_metric(task: TaskComparison) -> str | None:
-    """The metric that is shown by group: the task's headline; None where nothing is grouped."""
-    found = {name for group in task.groups.values() for row in group.values() for name in row}
-    return next((name for name in HEADLINES if name in found), None)
-
-
 def p_value(p: float) -> str:
     """Three decimals; `<.001` below that, `1` where it rounds to 1."""
     if p < 0.001:
@@ -75,16 +79,20 @@ def mark(score: Score) -> str:
 
 
 def value_with_mark(metric: str, score: Score) -> str:
-    """`39.6 ▲`."""
-    return f"{number(metric, score.value)} {mark(score)}".rstrip()
+    """`39.6 ▲`; over several seeds `39.6 ±0.4 ▲`."""
+    spread = "" if score.seed_sd is None else f" ±{number(metric, score.seed_sd)}"
+    return f"{number(metric, score.value)}{spread} {mark(score)}".rstrip()
 
 
 def metric_groups(task: TaskComparison) -> dict[str, list[str]]:
     """The task's metrics by what they tell."""
     quality = [name for name in task.metrics if name in QUALITY]
-    rest = [name for name in task.metrics if name not in QUALITY]
     captions = any(name in ("CIDEr", "BLEU-4", "METEOR", "ROUGE-L", "SPICE") for name in quality)
-    named = {"captions" if captions else "choices": quality, "calibration": rest}
+    named = {"captions" if captions else "choices": quality}
+    for title, names in FAMILIES.items():
+        named[title] = [name for name in task.metrics if name in names]
+    placed = {name for names in named.values() for name in names}
+    named["other"] = [name for name in task.metrics if name not in placed]
     return {title: names for title, names in named.items() if names}
 
 
@@ -112,16 +120,86 @@ def caption(task: TaskComparison) -> str:
         return f"{drawn}; no paired differences"
     return (
         f"{drawn}; {task.resamples:,} paired resamples; p adjusted by Holm over the "
-        f"{task.tests} differences of this task"
+        f"{task.tests} differences of this task{_power(task)}"
     )
+
+
+def _power(task: TaskComparison) -> str:
+    """The smallest difference of the headlines that this test set shows, in the worst pair."""
+    told = []
+    for metric in (*HEADLINES, *CALIBRATION_HEADLINES):
+        scores = [row[metric] for row in task.scores.values() if metric in row]
+        least = [s.difference.detectable for s in scores if s.difference is not None]
+        if least:
+            told.append(f"{metric} {number(metric, max(least))}")
+    return f"; smallest difference shown with 80 % chance: {', '.join(told)}" if told else ""
 
 
 def legend(comparison: Comparison) -> list[str]:
     """How the tables are read, line by line."""
     return [
-        "Values × 100, except brier, nll, entropy, tv and js; brackets hold 95 % intervals of the "
-        "cluster bootstrap.",
+        "Values × 100, except brier, nll, entropy, tv and js; brackets hold 95 % intervals: "
+        "Wilson's for a share of independent questions, else those of the cluster bootstrap.",
         f"Against the baseline {plain(comparison.baseline)}: "
         f"▲ better, ▼ worse, ↑ higher, ↓ lower where neither is better "
         f"(Holm-adjusted p ≤ {comparison.alpha:g}); = no such difference.",
+        *_seed_legend(comparison),
     ]
+
+
+def _seed_legend(comparison: Comparison) -> list[str]:
+    several = [f"{plain(s.name)} ({len(s.paths)})" for s in comparison.systems if len(s.paths) > 1]
+    if not several:
+        return []
+    told = (
+        f"Mean ± standard deviation over training seeds: {', '.join(several)}; resampled with "
+        "seeds first, then images."
+    )
+    single = [plain(s.name) for s in comparison.systems if len(s.paths) == 1]
+    lone = f" Of one seed, whose spread is unknown: {', '.join(single)}." if single else ""
+    return [told + lone]
+
+
+def group_cell(task: TaskComparison, group: str, system: str) -> str:
+    """Value and mark of a group, with its paired difference; a dash where there is none."""
+    metric = task.group_metric
+    value = task.groups.get(group, {}).get(system, {}).get(metric or "")
+    if metric is None or value is None:
+        return DASH
+    difference = task.group_differences.get(group, {}).get(system)
+    if difference is None:
+        return number(metric, value)
+    return (
+        f"{number(metric, value)} {MARKS[difference.verdict]} "
+        f"({number(metric, difference.value, signed=True)})"
+    )
+
+
+def is_best(task: TaskComparison, metric: str, system: str) -> bool:
+    """Bold is earned: alone on rank 1, so significantly better than every other system."""
+    ranks = task.ranks.get(metric, {})
+    return ranks.get(system) == 1 and len(ranks) > 1 and list(ranks.values()).count(1) == 1
+
+
+PROVENANCE_COLUMNS = ("system", "seed", "date", "versions", "signature of the run")
+
+
+def provenance_rows(comparison: Comparison) -> list[list[str]]:
+    """What each system's run states of itself; empty where it states nothing."""
+    rows = []
+    for system in comparison.systems:
+        stated = system.provenance
+        libraries = stated.get("libraries")
+        versions = {"cwdpo-bench": stated.get("cwdpo-bench")} | (
+            libraries if isinstance(libraries, dict) else {}
+        )
+        rows.append(
+            [
+                system.name,
+                ", ".join(str(seed) for seed in system.seeds if seed is not None),
+                str(stated.get("date", "")),
+                ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+                system.signature,
+            ]
+        )
+    return rows

@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cwdpo_bench.leaderboards import published
-from cwdpo_bench.leaderboards.comparison import Comparison, Score, TaskComparison
+from cwdpo_bench.leaderboards.comparison import Comparison, Difference, TaskComparison
 from cwdpo_bench.leaderboards.display import (
     DASH,
+    PROVENANCE_COLUMNS,
     caption,
-    group_metric,
+    group_cell,
     interval,
+    is_best,
     label,
     legend,
     metric_groups,
@@ -23,6 +25,7 @@ from cwdpo_bench.leaderboards.display import (
     overview,
     p_value,
     plain,
+    provenance_rows,
     value_with_mark,
 )
 
@@ -38,6 +41,7 @@ def to_markdown(
     with_published: bool = False,
     dynamics: Dynamics | None = None,
     title: str = TITLE,
+    brief: bool = False,
 ) -> str:
     """The comparison as a markdown document.
 
@@ -47,8 +51,17 @@ def to_markdown(
         dynamics: learning dynamics at the end of training: system → column → number; a missing
             or undefined one is a dash.
         title: of the document.
+        brief: only the overview, the ranks and how to read them, without a title: a part of
+            another document.
     """
+    if brief:
+        lines = [*legend(comparison), *comparison.notes]
+        states = [f"{name}: {signature}" for name, *_, signature in provenance_rows(comparison)]
+        foot = "\n".join(f"- {escape(line)}" for line in (*lines, *states))
+        return "\n\n".join(filter(None, [_overview(comparison), _ranks(comparison), foot])) + "\n"
     blocks = [f"# {escape(title)}", _overview(comparison)]
+    if ranks := _ranks(comparison):
+        blocks.append(ranks)
     if dynamics:
         blocks.append(_dynamics(dynamics))
     for task in comparison.tasks:
@@ -86,9 +99,8 @@ def _task_tables(comparison: Comparison, task: TaskComparison) -> Iterator[str]:
             for name in names
         ]
         yield f"**{title.capitalize()}**\n\n{table(['system', *headings], rows)}"
-    grouped = group_metric(task)
-    if grouped is not None:
-        yield _groups(comparison, task, grouped)
+    if task.group_metric is not None and task.groups:
+        yield _groups(comparison, task)
     compared = [n for n in names if any(s.difference for s in task.scores.get(n, {}).values())]
     if compared:
         yield _differences(task, compared)
@@ -99,28 +111,21 @@ def _cell(task: TaskComparison, metric: str, system: str, *, with_interval: bool
     if score is None:
         return DASH
     value = value_with_mark(metric, score)
-    if _is_best(task, metric, score):
+    if is_best(task, metric, system):
         value = f"**{value}**"
     return f"{value} {interval(metric, score.ci95)}" if with_interval else value
 
 
-def _is_best(task: TaskComparison, metric: str, score: Score) -> bool:
-    """Bold is earned: better than the baseline after Holm, and no system has a better value."""
-    if score.difference is None or score.difference.verdict != "better":
-        return False
-    values = [row[metric].value for row in task.scores.values() if metric in row]
-    return score.value == (max(values) if task.metrics[metric] else min(values))
-
-
-def _groups(comparison: Comparison, task: TaskComparison, metric: str) -> str:
+def _groups(comparison: Comparison, task: TaskComparison) -> str:
     names = [system.name for system in comparison.systems]
-    rows = []
-    for group, systems in task.groups.items():
-        values = [systems.get(name, {}).get(metric) for name in names]
-        cells = [DASH if value is None else number(metric, value) for value in values]
-        rows.append([escape(group), *cells])
+    rows = [
+        [escape(group), *(escape(group_cell(task, group, name)) for name in names)]
+        for group in task.groups
+    ]
     headings = ["group", *(_system_name(comparison, name) for name in names)]
-    return f"**{escape(metric)} by group** (values only)\n\n{table(headings, rows)}"
+    tests = sum(map(len, task.group_differences.values()))
+    how = f"paired difference to the baseline, Holm over {tests}" if tests else "values only"
+    return f"**{escape(task.group_metric or '')} by group** ({how})\n\n{table(headings, rows)}"
 
 
 def _differences(task: TaskComparison, systems: Sequence[str]) -> str:
@@ -137,10 +142,35 @@ def _differences(task: TaskComparison, systems: Sequence[str]) -> str:
                 f"{number(metric, difference.value, signed=True)} "
                 f"{interval(metric, difference.ci95, signed=True)}, "
                 f"p {escape(p_value(difference.p))}, Holm {escape(p_value(difference.p_holm))}"
+                f"{_effect(difference)}"
             )
         rows.append(row)
     headings = ["metric", *(escape(system) for system in systems)]
     return f"**Paired difference to the baseline**\n\n{table(headings, rows)}"
+
+
+def _effect(difference: Difference) -> str:
+    said = "" if difference.effect is None else f", d {difference.effect:+.2f}"
+    return said + (", McNemar" if difference.test == "mcnemar" else "")
+
+
+def _ranks(comparison: Comparison) -> str:
+    columns = [
+        (task, metric)
+        for part in overview(comparison).values()
+        for task, metric in part
+        if metric in task.ranks
+    ]
+    if not columns:
+        return ""
+    rows = [
+        [_system_name(comparison, system.name)]
+        + [str(task.ranks[metric].get(system.name, DASH)) for task, metric in columns]
+        for system in comparison.systems
+    ]
+    headings = ["system", *(f"{escape(task.name)} {escape(metric)}" for task, metric in columns)]
+    how = "systems that cannot be told apart share one; Holm over the pairs of a column"
+    return f"**Ranks** ({how})\n\n{table(headings, rows)}"
 
 
 def _dynamics(dynamics: Dynamics) -> str:
@@ -162,26 +192,18 @@ def _three_decimals(value: float | None) -> str:
 def _reading(comparison: Comparison) -> str:
     lines = [
         *legend(comparison),
-        "Bold: the best value of its column, where it is also significantly better than the "
-        "baseline.",
+        "Bold: significantly better than every other system of its column (Holm over the pairs).",
         *comparison.notes,
     ]
     return "## How to read this\n\n" + "\n".join(f"- {escape(line)}" for line in lines)
 
 
 def _provenance(comparison: Comparison) -> str:
-    rows = [
-        [
-            escape(system.name),
-            DASH if system.seed is None else str(system.seed),
-            escape(system.signature) or DASH,
-        ]
-        for system in comparison.systems
-    ]
+    rows = [[escape(cell) or DASH for cell in row] for row in provenance_rows(comparison)]
     tasks = [[escape(task.name), str(task.n), escape(task.signature)] for task in comparison.tasks]
     return (
         f"## Signatures\n\nSeed of the resampling: {comparison.seed}.\n\n"
-        f"{table(['system', 'seed', 'signature of the run'], rows)}\n\n"
+        f"{table(PROVENANCE_COLUMNS, rows)}\n\n"
         f"{table(['task', 'n', 'signature of the task'], tasks)}"
     )
 

@@ -15,6 +15,27 @@ Paths = Sequence[str | Path] | Mapping[str, Sequence[str | Path]]
 Systems = Mapping[str, Sequence[RunFolder]]
 
 
+def parse_systems(arguments: Sequence[str]) -> Paths:
+    """`FOLDER` or `NAME=FOLDER,FOLDER` (the seeds of one system), as the command line has them.
+
+    Raises:
+        UserError: a name is given twice, or names no folder.
+    """
+    named = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
+    if not named:
+        return list(arguments)
+    systems: dict[str, list[str]] = {}
+    for argument in arguments:
+        name, _, folders = argument.partition("=") if argument in named else ("", "", argument)
+        name = name or Path(argument).name
+        if name in systems:
+            raise UserError(f"{argument}: a system of the name {name!r} stands there already")
+        systems[name] = [folder for folder in folders.split(",") if folder]
+        if not systems[name]:
+            raise UserError(f"{argument}: name the run folders of {name!r} behind the sign =")
+    return systems
+
+
 def read_systems(paths: Paths) -> dict[str, list[RunFolder]]:
     """The runs of every system, by its name in the tables.
 

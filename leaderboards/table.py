@@ -18,7 +18,7 @@ from cwdpo_bench.leaderboards.comparison import Comparison, Score, TaskCompariso
 from cwdpo_bench.leaderboards.display import (
     DASH,
     caption,
-    group_metric,
+    group_cell,
     interval,
     label,
     legend,
@@ -83,13 +83,14 @@ def _task(comparison: Comparison, task: TaskComparison) -> Iterator[RenderableTy
     names = [system.name for system in comparison.systems]
     others = [name for name in names if name != comparison.baseline]
     # The baseline leads every block, so that no block has to be read against another.
+    yield Text(plain(task.name), style="bold")
+    yield Text(caption(task), style="italic")
     for part in _parts(others, _cells_a_row() - 1) or [[]]:
         yield _task_block(comparison, task, [comparison.baseline, *part])
-    yield Text(caption(task), style="italic")
 
 
 def _task_block(comparison: Comparison, task: TaskComparison, systems: Sequence[str]) -> Table:
-    table = _table(plain(task.name))
+    table = _table("")
     table.add_column("metric", width=_LABEL_WIDTH, overflow="fold")
     for name in systems:
         _add_column(table, _system_name(comparison, name))
@@ -99,12 +100,10 @@ def _task_block(comparison: Comparison, task: TaskComparison, systems: Sequence[
             scores = [task.scores.get(name, {}).get(metric) for name in systems]
             cells = [Text(DASH) if s is None else _cell(metric, s) for s in scores]
             table.add_row(Text(label(metric, task.metrics[metric])), *cells)
-    grouped = group_metric(task)
-    if grouped is not None and len(task.groups) <= _MAX_GROUPS:
-        table.add_row(Text(f"{grouped} of", style="bold italic"))
-        for group, rows in task.groups.items():
-            values = [rows.get(name, {}).get(grouped) for name in systems]
-            cells = [Text(DASH if v is None else number(grouped, v)) for v in values]
+    if task.group_metric is not None and 0 < len(task.groups) <= _MAX_GROUPS:
+        table.add_row(Text(f"{task.group_metric} of", style="bold italic"))
+        for group in task.groups:
+            cells = [Text(group_cell(task, group, name)) for name in systems]
             table.add_row(Text(plain(group)), *cells)
     return table
 
@@ -145,7 +144,7 @@ def _system_name(comparison: Comparison, name: str) -> Text:
 
 def _table(title: str) -> Table:
     return Table(
-        title=Text(title, style="bold"),
+        title=Text(title, style="bold") if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,

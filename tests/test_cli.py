@@ -147,6 +147,45 @@ def test_leaderboard_writes_markdown(cli: Cli, replies: Path, tmp_path: Path) ->
     assert "142.6" in board.read_text()
 
 
+def test_leaderboard_writes_every_format_and_updates_a_file(
+    cli: Cli, replies: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    cli("score", "--task", "mmmu", "--predictions", replies, "--output", run)
+    for name, sign in {
+        "csv": "task,group,system",
+        "latex": r"\toprule",
+        "html": "<!doctype html>",
+        "model-index": "model-index:",
+    }.items():
+        done = cli("leaderboard", run, "--format", name, "--output", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        assert sign in (tmp_path / name).read_text()
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- cwdpo-bench:begin -->\n<!-- cwdpo-bench:end -->\nb\n")
+    assert cli("leaderboard", run, "--update", readme).returncode == 0
+    assert "75.0" in readme.read_text()
+    assert "one of --output and --update" in _error(cli, "leaderboard", run)
+    assert "csv" in _error(cli, "leaderboard", run, "--format", "cvs", "--output", "x")
+
+
+def test_compare_gives_csv_and_takes_named_systems(cli: Cli, replies: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    cli("score", "--task", "mmmu", "--predictions", replies, "--output", run)
+    done = cli("compare", f"mine={run}", "--csv")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].startswith("mmmu,,mine,mine,accuracy,0.75,")
+    assert "choose one" in _error(cli, "compare", run, "--csv", "--json")
+
+
+def test_a_table_that_cannot_be_written_is_one_line(
+    cli: Cli, replies: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    cli("score", "--task", "mmmu", "--predictions", replies, "--output", run)
+    assert "cannot be written" in _error(cli, "leaderboard", run, "--output", "/proc/none/x.md")
+
+
 def test_an_unknown_format_is_named(cli: Cli, replies: Path, tmp_path: Path) -> None:
     line = _error(cli, "leaderboard", replies, "--format", "word", "--output", tmp_path / "x")
     assert "'word'" in line

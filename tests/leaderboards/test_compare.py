@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.leaderboards import compare_runs, to_json
+from cwdpo_bench.leaderboards import compare_runs, parse_systems, render_text, to_json
 from cwdpo_bench.leaderboards.signatures import signature_parts
+from cwdpo_bench.leaderboards.significance import wilson_interval
 
 
 def scores(comparison, task, system):
@@ -44,6 +45,127 @@ def test_less_is_better_where_the_metric_says_so_and_neither_where_it_does_not(r
     assert found["brier"].difference.value < 0
     assert found["brier"].difference.verdict == "better"
     assert found["entropy"].difference.verdict in ("higher", "lower", "same")
+
+
+def test_a_share_of_independent_questions_has_wilsons_interval(make, tmp_path):
+    samples = make.choices(0.9, size=50).assign(correct=True)
+    alone = samples.assign(cluster=samples["id"])
+    folders = [
+        make.save(tmp_path / name, name, {"mmmu": make.task(table, "mmmu")})
+        for name, table in (("alone", alone), ("pairs", samples))
+    ]
+    found = scores(compare_runs(folders[:1]), "mmmu", "alone")["accuracy"]
+    assert found.ci95 == wilson_interval(50, 50)
+    assert scores(compare_runs(folders[1:]), "mmmu", "pairs")["accuracy"].ci95 == (1.0, 1.0)
+
+
+# --- seeds, groups, tests ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seeded(make, tmp_path):
+    """Two systems of three seeds each; a seed moves CIDEr of all images by 0.02."""
+    systems = {}
+    for system, gain in (("base", 0.0), ("tuned", 0.3)):
+        systems[system] = []
+        for seed in range(3):
+            samples = make.captions(0.5)
+            samples["CIDEr"] += gain + 0.02 * (seed - 1)
+            path = tmp_path / f"{system}-{seed}"
+            make.save(path, f"{system}-{seed}", {"coco": make.task(samples)}, seed=seed)
+            systems[system].append(path)
+    return systems
+
+
+def test_seeds_of_a_system_are_one_row_with_mean_and_spread(seeded):
+    comparison = compare_runs(seeded)
+    assert [s.name for s in comparison.systems] == ["base", "tuned"]
+    assert comparison.systems[1].seeds == (0, 1, 2)
+    found = scores(comparison, "coco", "tuned")["CIDEr"]
+    single = [scores(compare_runs([p]), "coco", p.name)["CIDEr"].value for p in seeded["tuned"]]
+    assert found.value == pytest.approx(sum(single) / 3)
+    assert found.seed_sd == pytest.approx(0.02)
+    assert found.difference.value == pytest.approx(0.3)
+    assert found.difference.verdict == "better"
+    text = " ".join(render_text(comparison).split())
+    assert f"{100 * found.value:.1f} ±2.0 ▲" in text
+    assert "Mean ± standard deviation over training seeds: base (3), tuned (3)" in text
+    json.dumps(to_json(comparison), allow_nan=False)
+
+
+def test_one_seed_against_several_says_that_its_spread_is_unknown(seeded):
+    systems = {**seeded, "base": seeded["base"][:1]}
+    text = " ".join(render_text(compare_runs(systems)).split())
+    assert "Of one seed, whose spread is unknown: base." in text
+
+
+def test_a_task_that_only_some_seeds_did_is_refused(make, seeded, tmp_path):
+    odd = make.save(tmp_path / "odd", "odd", {"mmmu": make.task(make.choices(), "mmmu")})
+    with pytest.raises(UserError, match="tuned: coco was not run by every seed"):
+        compare_runs({**seeded, "tuned": [*seeded["tuned"], odd]})
+
+
+def test_systems_are_named_on_the_command_line():
+    assert parse_systems(["a", "b"]) == ["a", "b"]
+    assert parse_systems(["x=a,b", "runs/c"]) == {"x": ["a", "b"], "c": ["runs/c"]}
+    with pytest.raises(UserError, match="'x' stands there already"):
+        parse_systems(["x=a", "x=b"])
+    with pytest.raises(UserError, match="behind the sign ="):
+        parse_systems(["x="])
+
+
+def test_groups_are_compared_in_pairs_with_holm_over_them(make, tmp_path):
+    base = make.captions(0.5, size=200)
+    hurt = [0.3 * ("out-domain" in groups) for groups in base["groups"]]
+    folders = [
+        make.save(tmp_path / name, name, {"nocaps": make.task(table, "nocaps")})
+        for name, table in (("base", base), ("hurt", base.assign(CIDEr=base["CIDEr"] - hurt)))
+    ]
+    (task,) = compare_runs(folders).tasks
+    assert task.group_metric == "CIDEr"
+    found = {group: row["hurt"] for group, row in task.group_differences.items()}
+    assert (found["in-domain"].verdict, found["out-domain"].verdict) == ("same", "worse")
+    assert found["out-domain"].value == pytest.approx(-0.3)
+    assert found["out-domain"].p_holm == pytest.approx(2 * found["out-domain"].p)
+
+
+def test_p_can_come_from_shuffling(runs):
+    by_shuffling = scores(compare_runs(runs, test="randomization"), "coco", "better")
+    assert by_shuffling["CIDEr"].difference.test == "randomization"
+    assert by_shuffling["CIDEr"].difference.verdict == "better"
+    assert scores(compare_runs(runs), "coco", "better")["CIDEr"].difference.test == "bootstrap"
+
+
+def test_the_smallest_difference_that_can_be_shown_stands_in_the_header(runs):
+    text = " ".join(render_text(compare_runs(runs)).split())
+    assert "smallest difference shown with 80 % chance: CIDEr" in text
+
+
+# --- runs that do not match ----------------------------------------------------------------------
+
+
+def test_what_overlaps_can_be_compared_when_asked(make, runs, tmp_path):
+    other = make.save(tmp_path / "o", "o", {"coco": make.task(make.captions(0.6)[10:])})
+    comparison = compare_runs([runs[0], other], on_mismatch="intersect")
+    coco = comparison.tasks[0]
+    assert (coco.n, coco.clusters) == (50, 50)
+    base = make.captions(0.4)[10:]
+    assert coco.scores["base"]["CIDEr"].value == pytest.approx(base["CIDEr"].mean())
+    assert coco.groups == {}
+    assert "coco: only the 50 of 60 samples that all runs hold are compared" in comparison.notes
+
+
+def test_another_prompt_can_be_compared_when_asked_and_is_told(make, runs, tmp_path):
+    other = make.save(tmp_path / "o", "o", {"coco": make.task(make.captions(), prompt="other")})
+    comparison = compare_runs([runs[0], other], on_signature="warn")
+    (told,) = [note for note in comparison.notes if "compared nevertheless" in note]
+    assert "prompt: 'other' against 'abc'" in told
+
+
+def test_runs_without_a_common_task_are_refused(make, runs, tmp_path):
+    other = make.save(tmp_path / "o", "o", {"nocaps": make.task(make.captions(), "nocaps")})
+    with pytest.raises(UserError, match=r"no task of the baseline .* o: nocaps"):
+        compare_runs([runs[0], other])
 
 
 def test_values_and_intervals_are_those_of_the_run_folder(runs):

@@ -46,20 +46,36 @@ def test_the_same_runs_give_the_same_bytes(runs):
     assert not first.endswith("\n\n")
 
 
-def test_bold_is_only_what_is_best_and_better_than_the_baseline(runs):
+def test_bold_is_only_what_is_better_than_every_other(runs):
     (overview, *_) = tables(to_markdown(compare_runs(runs)))
     base, better, copy = overview[2:]
     assert better[1].startswith("**")
     assert not any("**" in cell for cell in base + copy)
-    # Seen from the better run nothing beats the baseline, so nothing is bold.
-    turned = to_markdown(compare_runs(runs, baseline="better"))
-    assert not any("**" in cell for table in tables(turned) for row in table for cell in row)
+    # Bold is of the pairs, whichever of them is the baseline.
+    (turned, *_) = tables(to_markdown(compare_runs(runs, baseline="better")))
+    assert [row[1].startswith("**") for row in turned[2:]] == [False, True, False]
+    # Of two that cannot be told apart neither is.
+    same = to_markdown(compare_runs([runs[0], runs[2]]))
+    assert not any("**" in cell for table in tables(same) for row in table for cell in row)
+
+
+def test_ranks_are_shared_by_what_cannot_be_told_apart(runs):
+    (_, ranks, *_) = tables(to_markdown(compare_runs(runs)))
+    assert [row[0] for row in ranks[2:]] == ["base (baseline)", "better", "copy"]
+    assert [row[1] for row in ranks[2:]] == ["2", "1", "2"]
+
+
+def test_a_brief_table_has_no_headings(runs):
+    text = to_markdown(compare_runs(runs), brief=True)
+    assert text.startswith("| system |")
+    assert "#" not in re.sub(r"&#\d+;", "", text)
 
 
 def test_signatures_seeds_and_sample_numbers_stand_below(runs):
     found = tables(to_markdown(compare_runs(runs)))
     systems, tasks = found[-2:]
-    assert systems[2] == ["base", "3", "engine:hf&#124;dtype:float32"]
+    assert systems[0] == ["system", "seed", "date", "versions", "signature of the run"]
+    assert systems[2] == ["base", "3", "–", "–", "engine:hf&#124;dtype:float32"]
     assert tasks[2][:2] == ["coco", "60"]
     assert "split:test" in tasks[2][2]
 
@@ -70,7 +86,8 @@ def test_groups_are_shown_by_system(runs):
     assert "**CIDEr by group**" in text
     value = comparison.tasks[0].groups["in-domain"]["better"]["CIDEr"]
     (row,) = re.findall(r"^\| in-domain \|.*$", text, re.MULTILINE)
-    assert f"| {100 * value:.1f} |" in row
+    difference = comparison.tasks[0].group_differences["in-domain"]["better"]
+    assert f"| {100 * value:.1f} ▲ \\({100 * difference.value:+.1f}\\) |" in row
 
 
 def test_published_figures_are_absent_unless_asked_for(runs):
