@@ -94,7 +94,7 @@ def _unusable(pair: Pair, own: str, ended: bool) -> str | None:
     return None if ended else CUT_OFF
 
 
-def usable_pairs(stage: str, pairs: Sequence[Pair], dropped: dict[str, int]) -> list[Pair]:
+def usable_pairs(key: str, pairs: Sequence[Pair], dropped: dict[str, int]) -> list[Pair]:
     """Those that have an own answer to prefer something to.
 
     Raises:
@@ -103,7 +103,7 @@ def usable_pairs(stage: str, pairs: Sequence[Pair], dropped: dict[str, int]) -> 
     usable = [pair for pair in pairs if pair.rejected is not None]
     if not usable:
         raise UserError(
-            f"{stage}.own: none of the policy's own answers can be learned from ({dropped}); raise "
-            f"{stage}.own.temperature or {stage}.own.max_new_tokens"
+            f"{key}.own: none of the policy's own answers can be learned from ({dropped}); raise "
+            f"{key}.own.temperature or {key}.own.max_new_tokens"
         )
     return usable

@@ -59,6 +59,10 @@ class Recipe(Section):
         stages = {"stage1": self.objective or self.stage1, "stage2": self.stage2}
         return {name: objective for name, objective in stages.items() if objective is not None}
 
+    def key_of(self, stage: str) -> str:
+        """The key under which a stage stands in the recipe."""
+        return stage if self.objective is None else "objective"
+
     def trainer_arguments(self, stage: Objective) -> dict[str, Any]:
         """The stage's `trainer:` on top of the recipe's."""
         return {**self.trainer, **stage.trainer}

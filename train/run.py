@@ -57,6 +57,7 @@ from cwdpo_bench.train.trainer import (
     autocast_of,
     reference_scores,
 )
+from cwdpo_bench.train.views import by_image, has_image_contrast, under_image
 from cwdpo_bench.vlm import VLM
 
 StepReport = Callable[[str, int, int, float | None], None]
@@ -202,7 +203,7 @@ def train(
             **details,
             "seconds": round(time.monotonic() - started, 1),
         }
-        record["warnings"] += _warnings(name, record["stages"][name])
+        record["warnings"] += _warnings(recipe.key_of(name), record["stages"][name])
         write_json(output / "provenance.json", record)
     plot_dynamics(watch.log.rows, output / "dynamics.png", recipe.name)
     if watch.log.influence:
@@ -251,7 +252,7 @@ def _train_stage(
 
     seed = seed_of(recipe)
     objective, pairs, reference, easy_below, details = stage_data(
-        stage.name,
+        recipe.key_of(stage.name),
         stage.objective,
         stage.pairs,
         vlm,
@@ -313,10 +314,10 @@ def _run_trainer(trainer: BaseTrainer, stage: _Stage, watch: _Watch, resume: boo
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def _warnings(stage: str, record: dict[str, Any]) -> list[str]:
+def _warnings(key: str, record: dict[str, Any]) -> list[str]:
     """What a user should know of a finished stage."""
     if record.get("penalty_active") == 0:
-        return [never_acted(stage, record["threshold"])]
+        return [never_acted(key, record["threshold"])]
     return []
 
 
@@ -397,9 +398,11 @@ def _prepare(recipe: Recipe, vlm: VLM, pairs: list[Pair], output: Path) -> Prepa
     """Tokens and images of all stages' pairs, made once."""
     name, objective = next(iter(recipe.stages().items()))
     arguments = _training_arguments(recipe, _Stage(name, objective, pairs, output / name, 0))
+    views = {view for stage in recipe.stages().values() for view in needed_views(stage)}
+    images = by_image(sorted(views), contrast=has_image_contrast(pairs))
     return PreparedPairs(
         vlm,
-        pairs,
+        [under_image(pair, image) for image in images for pair in pairs],
         limit=recipe.data.pixel_cache_gb * 2**30,
         folder=output,
         autocast=lambda: autocast_of(arguments),

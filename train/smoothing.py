@@ -72,10 +72,10 @@ def share_active(log_history: Sequence[dict[str, Any]]) -> float | None:
     return total / before if before else None
 
 
-def never_acted(stage: str, threshold: float) -> str:
+def never_acted(key: str, threshold: float) -> str:
     """The warning for a stage whose constraint did nothing."""
     return (
-        f"{stage}: the constraint never acted: the rejected answers stayed less likely than "
+        f"{key}: the constraint never acted: the rejected answers stayed less likely than "
         f"threshold {threshold:.3g} in every logged step, so the stage was plain SFT; raise "
-        f"{stage}.threshold, or set it to auto"
+        f"{key}.threshold, or set it to auto"
     )

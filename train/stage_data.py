@@ -42,7 +42,7 @@ class StageData(NamedTuple):
 
 
 def stage_data(
-    name: str,
+    key: str,
     objective: Objective,
     pairs: list[Pair],
     vlm: VLM,
@@ -56,7 +56,7 @@ def stage_data(
     """Make a stage's data.
 
     Args:
-        name: of the stage.
+        key: under which the stage stands in the recipe.
         objective: as the recipe has it.
         pairs: the stage's share of the data.
         vlm: the policy that the stage starts from.
@@ -79,7 +79,7 @@ def stage_data(
             pairs, folder, lambda rows: sample_answers(vlm, rows, own, seed=seed)
         )
         if isinstance(objective, OPADPO):
-            pairs = usable_pairs(name, pairs, unusable)
+            pairs = usable_pairs(key, pairs, unusable)
         record["own_answers"] = {"pairs": len(pairs), "unusable": unusable}
     reference = None
     if needs_reference(objective):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cwdpo_bench.cli import main
 from cwdpo_bench.demo.tiny import build_tiny_vlm
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.train.recipe import load_recipe
@@ -71,7 +73,7 @@ def test_a_penalty_that_never_acted_is_said_in_the_record(run: Run) -> None:
     assert (stage["threshold"], stage["penalty_active"]) == (-1, 0)
     (warning,) = record["warnings"]
     assert "never acted" in warning
-    assert "stage1.threshold" in warning
+    assert "objective.threshold" in warning
     stage = (record := run("sft-c", "objective.threshold=100", output="b"))["stages"]["stage1"]
     assert stage["penalty_active"] == 1
     assert record["warnings"] == []
@@ -90,6 +92,24 @@ def test_sft_c_whose_penalty_never_acts_is_sft(run: Run, tmp_path: Path) -> None
 
     # The rows are computed in other company, whose last digits Adam's division makes larger.
     assert furthest(never) < 0.01 * furthest(always)
+
+
+def test_the_command_line_says_the_warning(
+    small: list[str],
+    pairs: Path,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = ["--data", str(pairs / "pairs.jsonl"), "--probe", str(pairs / "probe.jsonl")]
+    command = ["cwdpo-bench", "train", "sft-c", "--model", str(tiny_model_folder), *files]
+    command += ["--output", str(tmp_path / "out"), "objective.threshold=-1", *small]
+    monkeypatch.setattr(sys, "argv", [*command, "trainer.max_steps=1"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert "cwdpo-bench: warning: objective: the constraint never acted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", ["sft-c", "hard-constraint"])
