@@ -57,7 +57,7 @@ from cwdpo_bench.train.trainer import (
     autocast_of,
     reference_scores,
 )
-from cwdpo_bench.train.views import by_image, has_image_contrast, under_image
+from cwdpo_bench.train.views import OWN, by_image, has_image_contrast, under_image
 from cwdpo_bench.vlm import VLM
 
 StepReport = Callable[[str, int, int, float | None], None]
@@ -399,10 +399,10 @@ def _prepare(recipe: Recipe, vlm: VLM, pairs: list[Pair], output: Path) -> Prepa
     name, objective = next(iter(recipe.stages().items()))
     arguments = _training_arguments(recipe, _Stage(name, objective, pairs, output / name, 0))
     views = {view for stage in recipe.stages().values() for view in needed_views(stage)}
-    images = by_image(sorted(views), contrast=has_image_contrast(pairs))
+    images = {OWN, *by_image(sorted(views), contrast=has_image_contrast(pairs))}
     return PreparedPairs(
         vlm,
-        [under_image(pair, image) for image in images for pair in pairs],
+        [under_image(pair, image) for image in sorted(images) for pair in pairs],
         limit=recipe.data.pixel_cache_gb * 2**30,
         folder=output,
         autocast=lambda: autocast_of(arguments),
