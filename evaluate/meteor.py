@@ -1,7 +1,8 @@
 """METEOR's own statistics of captions, from the jar that pycocoevalcap carries.
 
-The program loads its paraphrase table when it starts, which takes about five seconds of one core.
-Within `with kept_meteor():` it is started once, by the first caption, and ended with the block.
+The program loads its paraphrase table when it starts, which costs more of a core than scoring
+thousands of captions. So within `with kept_meteor():` it is started once, and `begin_segments`
+sends captions and comes back at once: the caller does its own part while METEOR works.
 
 Source: Denkowski and Lavie, Meteor Universal (WMT 2014); the protocol is METEOR 1.5's `-stdio`: a
 line `SCORE ||| reference ||| … ||| candidate` is answered by a line of 23 numbers.
@@ -12,7 +13,8 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -38,22 +40,40 @@ def segment_statistics(
     Raises:
         RuntimeError: the program ended or said something else.
     """
+    with kept_meteor():
+        return begin_segments(references, predictions)()
+
+
+def begin_segments(
+    references: Mapping[str, Sequence[str]], predictions: Mapping[str, Sequence[str]]
+) -> Callable[[], Floats]:
+    """Send the captions to METEOR; what comes back waits for `segment_statistics` of them.
+
+    To be called, and waited for, within a block of `kept_meteor`. Captions of several calls are
+    answered one call after the other.
+    """
     lines = [
         f" {_BAR} ".join(["SCORE", *(text.replace(_BAR, "") for text in [*texts, candidate])])
         for texts, (candidate,) in zip(references.values(), predictions.values(), strict=True)
     ]
-    with kept_meteor():
-        return np.array([_shared.answer(line) for line in lines]).reshape(len(lines), -1)
+    answers = _shared.begin(lines)
+    return lambda: np.array(answers.result()).reshape(len(lines), -1)
 
 
 @contextmanager
-def kept_meteor() -> Iterator[None]:
+def kept_meteor(*, start: bool = False) -> Iterator[None]:
     """Keep one METEOR running for everything that is scored within the block.
 
     Blocks may be nested and may overlap in several threads: the last one to end, ends it.
+
+    Args:
+        start: start it now, so that it loads its table while the caller prepares the captions;
+            otherwise the first caption does.
     """
     _shared.enter()
     try:
+        if start:
+            _shared.start()
         yield
     finally:
         _shared.leave()
@@ -73,15 +93,28 @@ class _Program:
             stderr=self._errors,
         )
 
-    def answer(self, line: str) -> list[float]:
-        stdin, stdout = self._process.stdin, self._process.stdout
+    def answers(self, lines: Sequence[str]) -> list[list[float]]:
+        # All lines are written by a thread of its own: to wait for each answer before the next line
+        # would make both processes sleep and wake up once a caption.
+        feeder = threading.Thread(target=self._feed, args=(lines,), daemon=True)
+        feeder.start()
+        answers = [self._answer(line) for line in lines]
+        feeder.join()
+        return answers
+
+    def _feed(self, lines: Sequence[str]) -> None:
+        stdin = self._process.stdin
         assert stdin is not None
-        assert stdout is not None
-        text = ""
-        with suppress(BrokenPipeError):
-            stdin.write(f"{line}\n".encode("utf-8", "replace"))
+        # A program that has ended is told by what it does not answer.
+        with suppress(BrokenPipeError, ValueError):
+            for line in lines:
+                stdin.write(f"{line}\n".encode("utf-8", "replace"))
             stdin.flush()
-            text = stdout.readline().decode("utf-8", "replace")
+
+    def _answer(self, line: str) -> list[float]:
+        stdout = self._process.stdout
+        assert stdout is not None
+        text = stdout.readline().decode("utf-8", "replace")
         try:
             numbers = [float(word) for word in text.split()]
         except ValueError:
@@ -92,46 +125,78 @@ class _Program:
             raise RuntimeError(f"METEOR answered {text!r} to {line!r}\n{words[-2000:]}")
         return numbers
 
-    def close(self) -> None:
+    def kill(self) -> None:
         self._process.kill()
+
+    def close(self) -> None:
+        self.kill()
         with suppress(BrokenPipeError):
             self._process.communicate()
         self._errors.close()
 
 
 class _Shared:
-    """The METEOR of all open blocks, started when the first caption comes."""
+    """The METEOR of all open blocks."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._state = threading.Lock()
+        self._turn = threading.Lock()
+        """Held while the program answers, so that nobody reads another's answers."""
         self._blocks = 0
         self._program: _Program | None = None
 
     def enter(self) -> None:
-        with self._lock:
+        with self._state:
             self._blocks += 1
 
     def leave(self) -> None:
-        with self._lock:
+        with self._state:
             self._blocks -= 1
-            if self._blocks == 0:
-                self._end()
+            if self._blocks:
+                return
+            program, self._program = self._program, None
+        if program is not None:
+            # Whoever still waits for its answers gets an error and gives the turn back.
+            program.kill()
+            with self._turn:
+                program.close()
 
-    def answer(self, line: str) -> list[float]:
-        with self._lock:
+    def start(self) -> _Program:
+        with self._state:
+            if self._blocks == 0:
+                raise RuntimeError("METEOR is asked outside a block of kept_meteor()")
             if self._program is None:
                 self._program = _Program()
+            return self._program
+
+    def begin(self, lines: Sequence[str]) -> Future[list[list[float]]]:
+        future: Future[list[list[float]]] = Future()
+
+        def work() -> None:
             try:
-                return self._program.answer(line)
+                future.set_result(self._answers(lines))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        return future
+
+    def _answers(self, lines: Sequence[str]) -> list[list[float]]:
+        with self._turn:
+            if not lines:
+                return []
+            program = self.start()
+            try:
+                return program.answers(lines)
             except BaseException:
                 # Whatever it still has to say would be taken for the answer to the next line.
-                self._end()
+                with self._state:
+                    is_ours = self._program is program
+                    if is_ours:
+                        self._program = None
+                if is_ours:
+                    program.close()
                 raise
-
-    def _end(self) -> None:
-        if self._program is not None:
-            self._program.close()
-            self._program = None
 
 
 _shared = _Shared()

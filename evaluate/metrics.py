@@ -9,7 +9,7 @@ anything again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -60,6 +60,8 @@ class Metric:
         statistics: samples [n rows] → [n, k], additive over samples; k may depend on the samples.
         value: sums [..., k] → [...]; NaN where no row counts.
         token_columns: the columns in their place on captions, where the unit is a token.
+        compared: whether differences of it are tested; not where it is a part or a variant of
+            another one, which would make the correction for many tests stricter for all.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Metric:
     statistics: Callable[[pd.DataFrame], Floats]
     value: Callable[[Floats], Floats]
     token_columns: tuple[str, ...] = ()
+    compared: bool = True
 
     def applies_to(self, samples: pd.DataFrame) -> bool:
         """Whether the columns are there and at least one row counts."""
@@ -115,6 +118,10 @@ METRICS: dict[str, Metric] = {
         Metric("METEOR", True, ("meteor_statistics",), meteor_statistics, meteor_of_sums),
         _mean("ROUGE-L", True, ("ROUGE-L",), partial(column_mean, "ROUGE-L")),
         _mean("CIDEr", True, ("CIDEr",), partial(column_mean, "CIDEr")),
+        replace(
+            _mean("CIDEr-plain", True, ("CIDEr-plain",), partial(column_mean, "CIDEr-plain")),
+            compared=False,
+        ),
         _mean("SPICE", True, ("SPICE",), partial(column_mean, "SPICE")),
         _mean("accuracy", True, ("correct",), partial(circular_mean, "correct")),
         _mean(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cwdpo_bench.evaluate.meteor import kept_meteor, segment_statistics
+from cwdpo_bench.evaluate.meteor import begin_segments, kept_meteor, segment_statistics
 
 ECHO_LENGTH = 'while IFS= read -r line; do echo "${#line} $$"; done'
 """In METEOR's place: answers with the length of the line and its own process id."""
@@ -113,3 +114,54 @@ def test_threads_do_not_get_each_others_answers(program: Callable[[str], None]) 
         thread.join()
     for size in range(8):
         assert set(answers[size] - answers[0][0]) == {size}
+
+
+def test_captions_are_answered_while_the_caller_goes_on(
+    program: Callable[[str], None], tmp_path: Path
+) -> None:
+    program(f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; {ECHO_LENGTH}")
+    with kept_meteor(start=True):
+        first = begin_segments({"1": ["ref"]}, {"1": ["a"]})
+        second = begin_segments({"1": ["ref"], "2": ["ref"]}, {"1": ["aa"], "2": ["aaa"]})
+        (tmp_path / "go").touch()
+        assert (second()[:, 0] - first()[0, 0]).tolist() == [1, 2]
+
+
+def test_more_captions_than_the_pipes_hold_do_not_block(program: Callable[[str], None]) -> None:
+    answers = ask(*["word " * 100] * 5000)
+    assert len(answers) == 5000
+
+
+def test_start_begins_before_the_first_caption(
+    program: Callable[[str], None], tmp_path: Path
+) -> None:
+    program(f"touch {tmp_path}/started; {ECHO_LENGTH}")
+    with kept_meteor(start=True):
+        for _ in range(500):
+            if (tmp_path / "started").exists():
+                break
+            time.sleep(0.01)
+        assert (tmp_path / "started").exists()
+
+
+def test_a_block_that_fails_does_not_wait_for_its_captions(program: Callable[[str], None]) -> None:
+    program("exec sleep 100")
+    begun = []
+
+    def fail() -> None:
+        with kept_meteor(start=True):
+            begun.extend(begin_segments({"1": ["ref"]}, {"1": ["a"]}) for _ in range(2))
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    for answers in begun:
+        with pytest.raises(RuntimeError, match="METEOR"):
+            answers()
+    assert time.monotonic() - started < 30
+
+
+def test_outside_a_block_nothing_is_started(program: Callable[[str], None]) -> None:
+    with pytest.raises(RuntimeError, match="kept_meteor"):
+        begin_segments({"1": ["ref"]}, {"1": ["a"]})()
