@@ -182,8 +182,12 @@ def run(
 def score(
     task: Annotated[str, typer.Option(help="coco, flickr30k, nocaps or mmmu.")],
     predictions: Annotated[Path, typer.Option(help="COCO result file, or MMMU output folder.")],
-    output: Annotated[Path, typer.Option(help="The run folder.")],
+    output: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     references: Annotated[Path | None, typer.Option(help="COCO annotation file.")] = None,
+    per_sample: Annotated[
+        Path | None,
+        typer.Option(help="Instead of a run folder: a file with every caption's own values."),
+    ] = None,
     parse_failures: Annotated[
         Literal["wrong", "random"],
         typer.Option(help="MMMU replies without an answer: wrong, or random (official)."),
@@ -191,14 +195,28 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score finished predictions; needs no model."""
-    from cwdpo_bench.evaluate.score import CAPTION_TASKS, score_captions_files, score_mmmu_folder
+    from cwdpo_bench.evaluate.score import (
+        CAPTION_TASKS,
+        score_candidates_file,
+        score_captions_files,
+        score_mmmu_folder,
+    )
 
     if task not in (*CAPTION_TASKS, "mmmu"):
         raise UserError(f"--task: unknown task {task!r}; {nearest(task, (*CAPTION_TASKS, 'mmmu'))}")
-    if task == "mmmu":
-        results = score_mmmu_folder(predictions, output, parse_failures)
-    elif references is None:
+    if (output is None) == (per_sample is None):
+        raise UserError("name a run folder with --output, or a file with --per-sample")
+    if task != "mmmu" and references is None:
         raise UserError(f"--task {task}: name the references with --references")
+    if per_sample is not None:
+        if references is None:
+            raise UserError("--per-sample: values of single captions, for caption tasks alone")
+        lines = score_candidates_file(task, predictions, references, per_sample)
+        print(json.dumps(lines, ensure_ascii=False) if as_json else per_sample)
+        return
+    assert output is not None
+    if references is None:
+        results = score_mmmu_folder(predictions, output, parse_failures)
     else:
         results = score_captions_files(task, predictions, references, output)
     _show_run(results, output, as_json)

@@ -182,7 +182,7 @@ def begin_scores(references: Captions, candidates: Sequence[Candidate]) -> Pendi
         spice_columns, warnings = _spice(truth, answers)
         statistics = segments()
         columns |= {
-            "METEOR": meteor_of_segments(statistics),
+            "METEOR": meteor_of_segments(statistics).tolist(),
             "meteor_statistics": statistics.tolist(),
             **spice_columns,
         }

@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.evaluate.captions import caption_rows, scorer_signature
+from cwdpo_bench.evaluate.captions import begin_caption_rows, scorer_signature
 from cwdpo_bench.evaluate.choices import Rules, choice_rows, failure_warnings
 from cwdpo_bench.evaluate.engine import (
     CaptionAnswer,
@@ -60,6 +60,8 @@ _LIBRARIES = ("torch", "transformers", "peft", "numpy", "pandas", "pycocoevalcap
 
 Scored = tuple[pd.DataFrame, list[str]]
 """The rows of `samples/TASK.parquet`, and what a reader of the scores must know."""
+Pending = Callable[[], Scored]
+"""Waits for scores that were begun."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def run_tasks(
     signatures = {job.task.name: signature_of(_task_parts(job, limit, reference)) for job in jobs}
     refuse_other_run(output, entry, shared, signatures)
 
-    scoring: dict[str, Callable[[], Scored]] = {}
+    scoring: dict[str, Callable[[], Pending]] = {}
     results: dict[str, TaskResult] = {}
     seconds: dict[str, float] = {}
     with nullcontext(bars) if bars is not None else progress_bar() as display:
@@ -145,8 +147,10 @@ def run_tasks(
             scoring[job.task.name] = _answer(engine, job, display)
             seconds[job.task.name] = round(time.monotonic() - started, 1)
         with kept_meteor():
-            for name, score in scoring.items():
-                rows, warnings = score()
+            # All captions wait for METEOR before the first task's other metrics are computed.
+            begun = {name: begin() for name, begin in scoring.items()}
+            for name, finish in begun.items():
+                rows, warnings = finish()
                 results[name] = TaskResult(rows, signatures[name], warnings)
                 _say(display, [f"{name}: {warning}" for warning in warnings])
     provenance = {**_provenance(jobs, engine), "not_run": missing, "seconds": seconds}
@@ -217,8 +221,8 @@ def _refuse_unwritable(output: Path) -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def _answer(engine: _Engine, job: _Job, display: Progress) -> Callable[[], Scored]:
-    """Let the model answer all samples; what comes back scores the answers when called."""
+def _answer(engine: _Engine, job: _Job, display: Progress) -> Callable[[], Pending]:
+    """Let the model answer all samples; what comes back begins to score them when called."""
     bar = display.add_task(job.task.name, total=len(job.samples), note="")
     progress = partial(display.advance, bar)
     if isinstance(job, _CaptionJob):
@@ -231,7 +235,7 @@ def _answer(engine: _Engine, job: _Job, display: Progress) -> Callable[[], Score
             reference=engine.reference,
             progress=progress,
         )
-        return partial(_score_captions, job.samples, captions)
+        return partial(_begin_captions, job.samples, captions)
     replies = answer_choices(
         engine.vlm,
         job.samples,
@@ -240,7 +244,7 @@ def _answer(engine: _Engine, job: _Job, display: Progress) -> Callable[[], Score
         batch_size=engine.batch_size,
         progress=progress,
     )
-    return partial(_score_choices, job.samples, replies, job.task.rules)
+    return lambda: partial(_score_choices, job.samples, replies, job.task.rules)
 
 
 def _score_choices(
@@ -254,9 +258,19 @@ def _score_choices(
     return rows, [*warnings, *failure_warnings(rows)]
 
 
-def _score_captions(samples: Sequence[CaptionSample], answers: Sequence[CaptionAnswer]) -> Scored:
+def _begin_captions(samples: Sequence[CaptionSample], answers: Sequence[CaptionAnswer]) -> Pending:
     predictions = {s.id: a.text for s, a in zip(samples, answers, strict=True)}
-    rows, warnings = caption_rows(samples, predictions)
+    begun = begin_caption_rows(samples, predictions)
+
+    def finish() -> Scored:
+        rows, warnings = begun()
+        return _with_tokens(rows, answers), warnings
+
+    return finish
+
+
+def _with_tokens(rows: pd.DataFrame, answers: Sequence[CaptionAnswer]) -> pd.DataFrame:
+    """The rows with the statistics of the references' tokens."""
     scores = [answer.reference_scores for answer in answers]
     columns: dict[str, list[np.ndarray | None]] = {
         "token_confidences": [score.top1_probabilities for score in scores],
@@ -270,7 +284,7 @@ def _score_captions(samples: Sequence[CaptionSample], answers: Sequence[CaptionA
         lists = [array.tolist() for array in arrays if array is not None]
         if lists:
             rows[name] = lists
-    return rows, warnings
+    return rows
 
 
 # --- what the run folder says about itself -------------------------------------------------------

@@ -6,7 +6,9 @@ folder layout of its official code.
 
 from __future__ import annotations
 
+import json
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -14,19 +16,20 @@ from typing import Any, Literal
 from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate.answers import DISCIPLINES
-from cwdpo_bench.evaluate.captions import caption_rows, scorer_signature
+from cwdpo_bench.evaluate.captions import caption_rows, score_candidates, scorer_signature
 from cwdpo_bench.evaluate.choices import choice_rows, failure_warnings
 from cwdpo_bench.evaluate.results import TaskResult, refuse_other_run, signature_of, write_run
 from cwdpo_bench.evaluate.submissions import (
     OTHER,
     mmmu_files,
+    read_candidates,
     read_mmmu_folder,
     read_predictions,
     read_references,
     refuse_other_images,
     some_of,
 )
-from cwdpo_bench.files import sha256_of
+from cwdpo_bench.files import sha256_of, write_text
 
 CAPTION_TASKS = ("coco", "flickr30k", "nocaps")
 PARSE_FAILURES = ("wrong", "random")
@@ -74,6 +77,52 @@ def score_captions_files(
         _provenance({"predictions": predictions, "references": references}),
         _shared_signature(),
     )
+
+
+def score_candidates_file(
+    task: str, predictions: Path, references: Path, output: Path
+) -> list[dict[str, Any]]:
+    """Score every caption of a file alone and write a line of JSON each; return what was written.
+
+    For captions that people have rated (the protocol of Flickr8k-Expert): any number an image, each
+    scored as if it were the only one. Alone CIDEr knows a corpus, the given references, for its
+    document frequencies.
+
+    Args:
+        task: one of `CAPTION_TASKS`.
+        predictions: a list of `{"image_id": …, "caption": …}`; other keys are kept in the output.
+        references: as `score_captions_files` takes them; images without candidates may be there.
+        output: a file of JSON lines, in the order of the predictions: their keys and the metrics.
+
+    Raises:
+        UserError: an unknown task, a file that is missing or of another layout, a candidate whose
+            image has no reference, a key that a metric would overwrite, or a broken `JAVA_HOME`.
+    """
+    if task not in CAPTION_TASKS:
+        raise UserError(f"unknown caption task {task!r}; {nearest(task, CAPTION_TASKS)}")
+    samples = read_references(references, with_domain=task == "nocaps")
+    records = read_candidates(predictions)
+    texts = {sample.id: sample.references for sample in samples}
+    if unknown := [name for r in records if (name := r["image_id"]) not in texts]:
+        raise UserError(
+            f"{references}: no reference for image id {some_of(list(dict.fromkeys(unknown)))} of "
+            f"{predictions}; add them or take the candidates out"
+        )
+    scores, warnings = score_candidates(texts, [(r["image_id"], r["caption"]) for r in records])
+    for place, record in enumerate(records):
+        if taken := sorted(record.keys() & set(scores.columns)):
+            raise UserError(
+                f"{predictions}: record {place}: key {taken[0]!r} is a metric; rename it"
+            )
+    for warning in warnings:
+        print(warning, file=sys.stderr)
+    lines = [
+        {**record, **{name: float(value) for name, value in values.items()}}
+        for record, values in zip(records, scores.to_dict("records"), strict=True)
+    ]
+    text = "".join(f"{json.dumps(line, ensure_ascii=False, allow_nan=False)}\n" for line in lines)
+    write_text(output, text)
+    return lines
 
 
 # --- MMMU ----------------------------------------------------------------------------------------

@@ -85,6 +85,23 @@ def read_predictions(path: Path) -> dict[str, str]:
     return captions
 
 
+def read_candidates(path: Path) -> list[dict[str, Any]]:
+    """Captions in COCO's result form, any number an image, with whatever else their records hold.
+
+    Returns:
+        The records in the file's order, `image_id` as text.
+
+    Raises:
+        UserError: the file is missing or of another layout, or a caption is empty.
+    """
+    records = []
+    for where, record in _records(read_json(path), str(path)):
+        name = _id(record, "image_id", where)
+        caption = _caption(record, f"{where} (image_id {name})")
+        records.append({**record, "image_id": name, "caption": caption})
+    return records
+
+
 def refuse_other_images(
     captions: dict[str, str], predictions: Path, samples: Sequence[CaptionSample], references: Path
 ) -> None:

@@ -140,12 +140,14 @@ def _compare_task(
         notes.append(f"{task}: {shared}")
     metrics = _metrics(holders, task, statistics)
     known = [name for name in metrics if name in METRICS]
+    tested = [name for name in known if METRICS[name].compared]
     # The least p is 2/(resamples + 1); it must stay small after Holm multiplies it.
-    resamples = max(RESAMPLES, 100 * len(known) * (len(holders) - 1))
+    resamples = max(RESAMPLES, 100 * len(tested) * (len(holders) - 1))
     several = len(holders) > 1 or shared or any(len(runs) > 1 for runs in holders.values())
     drawn = resample(statistics, known, resamples=resamples, seed=SEED) if several else {}
+    of_tests = {s: {m: d for m, d in row.items() if m in tested} for s, row in drawn.items()}
     differences = (
-        paired_differences(statistics, drawn, base, test=how.test, seed=SEED)
+        paired_differences(statistics, of_tests, base, test=how.test, seed=SEED)
         if drawn and base in holders
         else {}
     )

@@ -327,6 +327,18 @@ def test_score_without_references_says_so(
     assert "--references" in line
 
 
+def test_score_wants_a_run_folder_or_a_file_of_values(
+    cli: Cli, tmp_path: Path, captions: tuple[Path, Path]
+) -> None:
+    named = ("score", "--task", "coco", "--predictions", captions[0], "--references", captions[1])
+    both = ("--output", tmp_path / "run", "--per-sample", tmp_path / "values.jsonl")
+    for outputs in ((), both):
+        assert "--per-sample" in _error(cli, *named, *outputs)
+    alone = cli(*named, "--per-sample", tmp_path / "values.jsonl", "--json")
+    lines = (tmp_path / "values.jsonl").read_text().splitlines()
+    assert json.loads(alone.stdout) == [json.loads(line) for line in lines]
+
+
 def test_a_broken_java_home_is_named(cli: Cli, captions: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, references = captions
     line = _error(

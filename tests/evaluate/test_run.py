@@ -13,7 +13,7 @@ from cwdpo_bench.evaluate.run import run_tasks
 from cwdpo_bench.progress import progress_bar
 
 CAPTION_METRICS = {
-    *("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"),
+    *("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "CIDEr-plain"),
     *("entropy", "top1_probability", "token_ece", "tv", "js"),
 }
 CHOICE_METRICS = {

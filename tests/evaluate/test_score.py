@@ -14,7 +14,11 @@ import pytest
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.meteor import kept_meteor
 from cwdpo_bench.evaluate.results import read_run
-from cwdpo_bench.evaluate.score import score_captions_files, score_mmmu_folder
+from cwdpo_bench.evaluate.score import (
+    score_candidates_file,
+    score_captions_files,
+    score_mmmu_folder,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -350,3 +354,47 @@ def test_scoring_loads_no_model_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- captions scored alone -----------------------------------------------------------------------
+
+
+def test_every_candidate_gets_its_own_values(
+    files: Callable[..., tuple[Path, Path, Path]], tmp_path: Path
+) -> None:
+    rated = [
+        {**prediction(1, "a dog runs 1"), "ratings": [4, 4, 3], "id": "x"},
+        {**prediction(1, "a cat sleeps"), "ratings": [1, 1, 1], "id": "y"},
+        {**prediction(3, "a dog runs 1"), "ratings": [3, 2, 3], "id": "z"},
+    ]
+    predictions, references, _ = files(predictions=rated)
+    output = tmp_path / "values.jsonl"
+    lines = score_candidates_file("coco", predictions, references, output)
+    assert [json.loads(line) for line in output.read_text().splitlines()] == lines
+    assert [line["id"] for line in lines] == ["x", "y", "z"]
+    assert lines[0]["ratings"] == [4, 4, 3]
+    metrics = {*(f"BLEU-{n}" for n in range(1, 5)), "METEOR", "ROUGE-L", "CIDEr", "CIDEr-plain"}
+    assert metrics <= set(lines[0])
+    assert lines[0]["METEOR"] == lines[0]["ROUGE-L"] == 1.0
+    for name in metrics:
+        assert lines[0][name] > lines[2][name] > lines[1][name] or name == "BLEU-4", name
+    # Alone it has the same values: nothing of the other candidates is in them.
+    alone = score_candidates_file("coco", *files(predictions=rated[2:])[:2], output)
+    assert alone == lines[2:]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "match"),
+    [
+        ([prediction(1), prediction(9)], "no reference for image id 9"),
+        ([prediction(1, " ")], r"predictions.json\[0\].*caption"),
+        ([{**prediction(1), "CIDEr": 1}], "record 0: key 'CIDEr' is a metric"),
+        ([], "list of objects"),
+    ],
+)
+def test_wrong_candidates_are_named(
+    files: Callable[..., tuple[Path, Path, Path]], predictions: object, match: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=match):
+        score_candidates_file("coco", *files(predictions=predictions)[:2], tmp_path / "v.jsonl")
+    assert not (tmp_path / "v.jsonl").exists()
