@@ -44,7 +44,7 @@ METRICS = {
 }
 TOLERANCE = 1e-9
 
-Corpus = dict[str, list[object]]
+Corpus = dict[str, tuple[list[str], str]]
 """Image id → its references and the caption to score."""
 
 
@@ -95,7 +95,7 @@ def generated(images: int, references: int, seed: int) -> Corpus:
     for image in range(images):
         scene = {kind: rng.sample(known, 3) for kind, known in words.items()}
         texts = [sentence(rng, scene) for _ in range(references)]
-        corpus[str(image)] = [texts, sentence(rng, scene)]
+        corpus[str(image)] = (texts, sentence(rng, scene))
     return corpus
 
 
@@ -110,13 +110,13 @@ def real(references: Path, predictions: Path | None) -> Corpus:
     most = max(map(len, captions.values()))
     pairs = ((place, texts) for place in range(most) for texts in captions.values())
     return {
-        str(number): [texts[:place] + texts[place + 1 :], texts[place]]
+        str(number): (texts[:place] + texts[place + 1 :], texts[place])
         for number, (place, texts) in enumerate(pairs)
         if place < len(texts) and len(texts) > 1
     }
 
 
-# --- the two sides, each in a process of its own ---------------------------------------------------
+# --- the two sides, each in a process of its own -------------------------------------------------
 
 
 def ours(corpora: dict[str, Corpus]) -> dict[str, dict[str, float]]:
@@ -177,7 +177,7 @@ def _as_lmms_does(results: list[dict[str, object]], metric: str) -> float:
     tokenizer = PTBTokenizer()
     truth, answers = tokenizer.tokenize(truth), tokenizer.tokenize(answers)
     value, _ = scorers[list(METRICS).index(metric)].compute_score(truth, answers)
-    return value[int(metric[-1]) - 1] if isinstance(value, list) else value
+    return float(value[int(metric[-1]) - 1] if isinstance(value, list) else value)
 
 
 def side(which: str, source: Path, target: Path) -> None:
@@ -186,7 +186,7 @@ def side(which: str, source: Path, target: Path) -> None:
     target.write_text(json.dumps(values))
 
 
-# --- measuring -------------------------------------------------------------------------------------
+# --- measuring -----------------------------------------------------------------------------------
 
 
 def measure(which: str, source: Path) -> tuple[float, float, dict[str, dict[str, float]]]:

@@ -112,7 +112,7 @@ def score_candidates_file(
     for place, record in enumerate(records):
         if taken := sorted(record.keys() & set(scores.columns)):
             raise UserError(
-                f"{predictions}: record {place}: key {taken[0]!r} is a metric; rename it"
+                f"{predictions}: record {place}: key {taken[0]!r} names a metric; rename it"
             )
     for warning in warnings:
         print(warning, file=sys.stderr)
