@@ -110,12 +110,12 @@ def train(
 ) -> None:
     """Train a model on preference pairs with a recipe."""
     quiet_libraries()
-    from cwdpo_bench.progress import TrainProgress
+    from cwdpo_bench.train.panel import TrainPanel
     from cwdpo_bench.train.recipe import load_recipe
     from cwdpo_bench.train.run import train as run_training
 
     loaded = load_recipe(recipe, overrides)
-    with TrainProgress(loaded.name) as progress:
+    with TrainPanel(loaded.name) as panel:
         record = run_training(
             loaded,
             model=_model_path(model),
@@ -124,7 +124,8 @@ def train(
             output=output,
             probe=probe,
             resume=resume,
-            report=progress.step,
+            report=panel.step,
+            measured=panel.measured,
         )
     for warning in record["warnings"]:
         print(f"cwdpo-bench: warning: {warning}", file=sys.stderr)
@@ -133,6 +134,7 @@ def train(
     else:
         seconds = sum(stage["seconds"] for stage in record["stages"].values())
         print(f"{output}: {loaded.name}, {len(record['stages'])} stage(s), {seconds:.0f} s")
+        print(record["verdict"]["sentence"])
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,10 @@ class BaseTrainer(Trainer):
             model.load_state_dict(saved.state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def load_weights(self, folder: Path) -> None:
+        """Take the weights that `save_pretrained` wrote to a folder."""
+        self._load_from_checkpoint(str(folder))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of our metrics since the last log."""

@@ -34,8 +34,8 @@ from cwdpo_bench.train.probes import ANSWER_KINDS, Core, Probe, core_columns
 from cwdpo_bench.train.residuals import CoolingRule, PairLoss, Pull, Scores, easy_shares, pull
 from cwdpo_bench.train.sections import Dynamics
 
-OnMeasure = Callable[[dict[str, Any]], None]
-"""Called with every new row."""
+OnMeasure = Callable[[list[dict[str, Any]]], None]
+"""Called after every measurement with the rows of its stage."""
 
 
 class DynamicsLog:
@@ -68,16 +68,19 @@ class DynamicsLog:
         total_step: int,
         row: dict[str, float],
         influence: list[dict[str, Any]] | None = None,
+        *,
+        write: bool = True,
     ) -> None:
-        """Append a measurement unless this step already has one."""
+        """Append a measurement unless this step has one; without `write` in memory alone."""
         if any(r["step"] == step for r in self.of(stage)):
             return
         place = {"stage": stage, "step": step, "total_step": total_step}
         self.rows.append({**place, **row})
-        _write_rows(self._path, self.rows)
-        if influence:
-            self.influence += [{**place, **entry} for entry in influence]
-            _write_rows(self._influence_path, self.influence)
+        self.influence += [{**place, **entry} for entry in influence or ()]
+        if write:
+            _write_rows(self._path, self.rows)
+            if self.influence:
+                _write_rows(self._influence_path, self.influence)
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -120,7 +123,7 @@ class DynamicsCallback(TrainerCallback):
             settings: how often the answers and the influence are measured; never by default.
             pair_loss: the stage's objective on one pair; without it nothing is said of what pulls.
             beta: of the objective, where it has one, for a = σ(β(Δ_w − Δ_l)).
-            on_measure: told of every new row.
+            on_measure: called after every measurement.
         """
         self._probe, self._log, self._stage = probe, log, stage
         self._offset, self._every, self._cooling = offset, every, cooling
@@ -157,7 +160,7 @@ class DynamicsCallback(TrainerCallback):
         last = step == state.max_steps
         entries: list[dict[str, Any]] = []
         if self._settings is not None:
-            if step == 0 and self._log.rows:
+            if step == 0 and self._log.rows and not self._settings.stop_on:
                 # The policy that the stage before ended with: its answers are known.
                 row |= answer_columns(self._log.rows[-1])
             elif self._due(self._settings.answers.every, step, last):
@@ -165,11 +168,12 @@ class DynamicsCallback(TrainerCallback):
             if self._due(self._settings.influence.every, step, last) and pulled is not None:
                 found, entries = self._influence(args, model, pulled, core)
                 row |= found
-        if state.is_world_process_zero:
-            self._log.add(self._stage, step, self._offset + step, row, entries)
+        # Every process keeps the rows, which decide when to stop; one writes them.
+        write = state.is_world_process_zero
+        self._log.add(self._stage, step, self._offset + step, row, entries, write=write)
         self.seconds += time.monotonic() - started
-        if self._on_measure is not None and state.is_world_process_zero:
-            self._on_measure(self._log.rows[-1])
+        if self._on_measure is not None and write:
+            self._on_measure(self._log.of(self._stage))
 
     def _due(self, measurements: int, step: int, last: bool) -> bool:
         return last or step % (self._every * measurements) == 0

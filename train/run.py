@@ -45,6 +45,7 @@ from cwdpo_bench.train.sections import CWDPO, GRPO, PPO, Dynamics, Objective
 from cwdpo_bench.train.smoothing import has_constraint, never_acted, share_active
 from cwdpo_bench.train.stage_data import stage_data
 from cwdpo_bench.train.start import base_name, init_record, load, start_model
+from cwdpo_bench.train.stopping import EarlyStopping
 from cwdpo_bench.train.terms import (
     SequenceScores,
     loss_and_metrics,
@@ -57,8 +58,12 @@ from cwdpo_bench.train.trainer import (
     autocast_of,
     reference_scores,
 )
+from cwdpo_bench.train.verdict import Verdict, judge, worst
 from cwdpo_bench.train.views import OWN, by_image, has_image_contrast, under_image
 from cwdpo_bench.vlm import VLM
+
+Measured = Callable[[dict[str, Any], Verdict], None]
+"""Called with every measurement and the verdict on its stage so far."""
 
 StepReport = Callable[[str, int, int, float | None], None]
 """Called with the stage, the step, the stage's last step, and the last logged loss."""
@@ -83,6 +88,27 @@ class _Watch:
     log: DynamicsLog
     settings: Dynamics
     report: StepReport | None
+    measured: Measured | None
+
+    def verdict(self, stage: _Stage) -> Verdict:
+        """On the curves of a stage so far."""
+        rows, rules = self.log.of(stage.name), self.settings.verdict
+        return judge(rows, rules, pushes_down=_pushes_down(stage.objective))
+
+    def outcome(
+        self,
+        trainer: BaseTrainer,
+        stage: _Stage,
+        dynamics: DynamicsCallback,
+        stopping: EarlyStopping | None,
+    ) -> dict[str, Any]:
+        """What the record of a stage says of its dynamics; an early stop's weights are loaded."""
+        found = {"dynamics": dynamics.cost(), "verdict": self.verdict(stage).record()}
+        if stopping is not None:
+            trainer.load_weights(stopping.finish())
+            stopping.clear()
+            found["stopped"] = stopping.record()
+        return found
 
     def dynamics(
         self,
@@ -92,6 +118,11 @@ class _Watch:
         cooling: CoolingParameters | CoolingTracker | None,
     ) -> DynamicsCallback:
         """To be made before the stage's first step: it scores the policy of now."""
+
+        def measured(rows: list[dict[str, Any]]) -> None:
+            if self.measured is not None:
+                self.measured(rows[-1], self.verdict(stage))
+
         return DynamicsCallback(
             self.probe,
             self.log,
@@ -103,6 +134,19 @@ class _Watch:
             settings=self.settings,
             pair_loss=_pair_loss(objective, cooling),
             beta=getattr(objective, "beta", None),
+            on_measure=measured,
+        )
+
+    def stopping(self, stage: _Stage, objective: Objective) -> EarlyStopping | None:
+        """What ends the stage early and keeps its best weights, where the recipe wants it."""
+        if not self.settings.stop_on:
+            return None
+        return EarlyStopping(
+            self.log,
+            self.settings,
+            stage=stage.name,
+            folder=stage.folder,
+            pushes_down=_pushes_down(objective),
         )
 
     def callbacks(
@@ -110,10 +154,13 @@ class _Watch:
         stage: _Stage,
         cooling: CoolingParameters | CoolingTracker | None,
         dynamics: DynamicsCallback,
+        stopping: EarlyStopping | None,
     ) -> list[TrainerCallback]:
         report = [] if self.report is None else [_ReportCallback(self.report, stage.name)]
         tracker = [cooling] if isinstance(cooling, CoolingTracker) else []
-        return [*tracker, dynamics, *report]
+        # It reads what was measured at the same step.
+        stops = [] if stopping is None else [stopping]
+        return [*tracker, dynamics, *stops, *report]
 
 
 class _ReportCallback(TrainerCallback):
@@ -140,6 +187,7 @@ def train(
     resume: bool = False,
     model_name: str | None = None,
     report: StepReport | None = None,
+    measured: Measured | None = None,
 ) -> dict[str, Any]:
     """Run every stage of a recipe and save the checkpoint in `output`; returns the provenance.
 
@@ -153,6 +201,7 @@ def train(
         resume: go on from the last checkpoint.
         model_name: what the provenance calls the model; default `model`.
         report: called after every step.
+        measured: called after every measurement of the dynamics.
 
     Raises:
         UserError: bad data, model, recipe or folder; a loss that is not finite.
@@ -182,6 +231,7 @@ def train(
         DynamicsLog(output / "dynamics.parquet"),
         recipe.dynamics,
         report,
+        measured,
     )
     prepared = _prepare(recipe, vlm, pairs, output)
     record["data"]["prepared"] = prepared.provenance()
@@ -205,7 +255,10 @@ def train(
         }
         record["warnings"] += _warnings(recipe.key_of(name), record["stages"][name])
         write_json(output / "provenance.json", record)
-    plot_dynamics(watch.log.rows, output / "dynamics.png", recipe.name)
+    verdict = worst([Verdict(**stage["verdict"]) for stage in record["stages"].values()])
+    record["verdict"] = verdict.record()
+    title = f"{recipe.name}: {verdict.sentence}"
+    plot_dynamics(watch.log.rows, output / "dynamics.png", title)
     if watch.log.influence:
         plot_influence(watch.log.influence, output / "influence.png", recipe.name)
     record["status"] = "finished"
@@ -225,10 +278,11 @@ def _train_stage(
     arguments = _training_arguments(recipe, stage)
     if isinstance(stage.objective, PPO | GRPO):
         dynamics = watch.dynamics(stage, stage.objective, vlm, None)
-        watching = watch.callbacks(stage, None, dynamics)
+        stopping = watch.stopping(stage, stage.objective)
+        watching = watch.callbacks(stage, None, dynamics, stopping)
         sampled = sampled_trainer(stage.objective, vlm, stage.pairs, prepared, arguments, watching)
         _run_trainer(sampled, stage, watch, resume)
-        return sampled, {"dynamics": dynamics.cost()}
+        return sampled, watch.outcome(sampled, stage, dynamics, stopping)
     batch_size = arguments.per_device_train_batch_size
 
     def score(pairs: list[Pair], views: Sequence[str], policy: VLM = vlm) -> Reference:
@@ -268,6 +322,7 @@ def _train_stage(
     if isinstance(objective, CWDPO) and reference is not None:
         cooling = make_cooling(objective.cooling, reference["rejected"].mean_logp)
     dynamics = watch.dynamics(stage, objective, vlm, cooling)
+    stopping = watch.stopping(stage, objective)
     trainer = PreferenceTrainer(
         model=vlm.model,
         args=arguments,
@@ -277,7 +332,7 @@ def _train_stage(
         reference=reference,
         cooling=cooling,
         lengths=[prepared.length(pair) for pair in pairs],
-        callbacks=watch.callbacks(stage, cooling, dynamics),
+        callbacks=watch.callbacks(stage, cooling, dynamics, stopping),
     )
     on_policy: OnPolicyNegatives | None = None
     if (refresh := getattr(objective, "on_policy", None)) is not None:
@@ -296,7 +351,7 @@ def _train_stage(
         trainer.add_callback(on_policy)
     _run_trainer(trainer, stage, watch, resume)
     details["cooling"] = _cooling_record(cooling)
-    details["dynamics"] = dynamics.cost()
+    details |= watch.outcome(trainer, stage, dynamics, stopping)
     if on_policy is not None:
         details["on_policy"] = on_policy.record()
     if has_constraint(objective):
@@ -319,6 +374,11 @@ def _warnings(key: str, record: dict[str, Any]) -> list[str]:
     if record.get("penalty_active") == 0:
         return [never_acted(key, record["threshold"])]
     return []
+
+
+def _pushes_down(objective: Objective) -> bool:
+    """Whether training lowers some answers' probability on purpose."""
+    return needs_rejected(objective) or isinstance(objective, PPO | GRPO)
 
 
 def _pair_loss(

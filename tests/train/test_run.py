@@ -21,6 +21,7 @@ from cwdpo_bench.train.data import read_pairs
 from cwdpo_bench.train.recipe import load_recipe, shipped_recipes
 from cwdpo_bench.train.run import train
 from cwdpo_bench.train.trainer import Reference, reference_scores
+from cwdpo_bench.train.verdict import SEVERITY
 from cwdpo_bench.vlm import VLM, load_vlm
 
 SAMPLED = {
@@ -361,3 +362,62 @@ main()
     assert "--resume" in done.stderr
     assert not (tmp_path / "out" / "config.json").exists()
     assert run("sft", "data.pixel_cache_gb=0", resume=True)["status"] == "finished"
+
+
+def test_the_verdict_is_told_of_every_stage_and_of_the_run(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    seen: list[tuple[str, int, str]] = []
+    record = run(
+        "cw-dpo",
+        measured=lambda row, verdict: seen.append((row["stage"], row["step"], verdict.name)),
+    )
+    names = [stage["verdict"]["name"] for stage in record["stages"].values()]
+    assert record["verdict"]["name"] == max(names, key=SEVERITY.index)
+    table = pd.read_parquet(tmp_path / "out" / "dynamics.parquet")
+    assert [place[:2] for place in seen] == table[["stage", "step"]].to_records(
+        index=False
+    ).tolist()
+    assert seen[-1][2] == names[-1]
+
+
+@pytest.mark.parametrize("lora", ["true", "false"])
+def test_an_early_stop_keeps_the_best_measurements_weights(
+    lora: str, run: Callable[..., dict[str, Any]], pairs: Path, tmp_path: Path
+) -> None:
+    """Trained on each other's words the chosen answers first rise, then fall: some step is best."""
+    overrides = ["dynamics.stop_on=[delta_logp]", "dynamics.patience=2", "dynamics.every=1"]
+    overrides += [f"lora.enabled={lora}", "lora.r=4", "trainer.learning_rate=3e-2"]
+    overrides += ["trainer.num_train_epochs=4", "trainer.lr_scheduler_type=constant"]
+    record = run("dpo", *overrides)
+    stopped = record["stages"]["stage1"]["stopped"]
+    table = pd.read_parquet(tmp_path / "out" / "dynamics.parquet")
+    assert stopped["reason"].startswith("delta_logp")
+    assert stopped["step"] == table["step"].iloc[-1] == record["stages"]["stage1"]["steps"] < 20
+    best = table.loc[table["delta_chosen"].idxmax()]
+    assert stopped["kept_step"] == best["step"] == stopped["step"] - 2
+    # The saved weights are those of that measurement, scored anew.
+    probe = read_pairs(pairs / "probe.jsonl").pairs
+    scores = reference_scores(load_vlm(tmp_path / "out"), probe, 4)["chosen"]
+    assert scores.logp.mean().item() == pytest.approx(best["chosen_logp"], abs=1e-3)
+    assert not list((tmp_path / "out").rglob("best-*"))
+
+
+def test_an_interrupted_run_with_an_early_stop_ends_as_the_whole_one(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    overrides = ["dynamics.stop_on=[delta_logp]", "dynamics.patience=3", "dynamics.every=1"]
+    overrides += ["trainer.learning_rate=3e-2", "trainer.num_train_epochs=4"]
+    whole = run("dpo", *overrides, output="whole")
+    assert whole["stages"]["stage1"]["stopped"]["step"] > 3
+
+    def cut(stage: str, step: int, last: int, loss: float | None) -> None:
+        if step == 3:
+            raise _Interrupted
+
+    with pytest.raises(_Interrupted):
+        run("dpo", *overrides, output="cut", report=cut)
+    resumed = run("dpo", *overrides, output="cut", resume=True)
+    assert resumed["stages"]["stage1"]["stopped"] == whole["stages"]["stage1"]["stopped"]
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
