@@ -13,6 +13,7 @@ trunk, has a learning rate of its own and lives as long as the training.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,9 +142,8 @@ class PPOTrainer(BaseTrainer):
         policy = clipped_policy_loss(
             now.logps, part.logps, part.advantages, mask, clip=objective.clip
         )
-        value = clipped_value_loss(
-            now.values, part.values, part.returns, mask, clip=objective.value_clip
-        )
+        bound = math.inf if objective.value_clip is None else objective.value_clip
+        value = clipped_value_loss(now.values, part.values, part.returns, mask, clip=bound)
         loss = policy.loss + objective.value_coefficient * value.loss
         self.refuse_not_finite(loss, (self._pairs[row].id for row in rows))
         moved = masked_mean(kl_estimates(part.logps, now.logps.detach()).k3, mask).item()

@@ -194,7 +194,7 @@ class PPO(_Objective):
     target_kl: Annotated[float, Field(gt=0)] | None = 0.05
     stop_kl: Annotated[float, Field(gt=0)] | None = None
     clip: Annotated[float, Field(gt=0)] = 0.2
-    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    value_clip: Annotated[float, Field(gt=0)] | None = None
     value_coefficient: Annotated[float, Field(ge=0)] = 0.1
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
