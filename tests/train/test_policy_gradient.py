@@ -123,8 +123,10 @@ def test_whitened_values_have_unit_variance_and_keep_or_lose_their_mean(seed: in
     if mask.sum() < 2:
         return
     white = whiten(values, mask)[mask]
+    variance = values[mask].var(correction=0).item()
     assert white.mean().item() == pytest.approx(0, abs=1e-9)
-    assert white.var(correction=0).item() == pytest.approx(1, abs=1e-5)
+    # Of almost equal values what keeps the division finite is a part.
+    assert white.var(correction=0).item() == pytest.approx(variance / (variance + 1e-8), abs=1e-9)
     kept = whiten(values, mask, center=False)
     assert kept[mask].mean().item() == pytest.approx(values[mask].mean().item(), abs=1e-9)
     assert not kept[~mask].any()
