@@ -130,7 +130,8 @@ def _power(task: TaskComparison) -> str:
     for metric in (*HEADLINES, *CALIBRATION_HEADLINES):
         scores = [row[metric] for row in task.scores.values() if metric in row]
         least = [s.difference.detectable for s in scores if s.difference is not None]
-        if least:
+        # Equal systems vary in nothing, which says nothing of the test set.
+        if any(least):
             told.append(f"{metric} {number(metric, max(least))}")
     return f"; smallest difference shown with 80 % chance: {', '.join(told)}" if told else ""
 
