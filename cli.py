@@ -138,6 +138,47 @@ def train(
 
 
 @app.command()
+def diagnose(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Hub id, local folder, adapter folder, or `demo`.")
+    ],
+    data: Annotated[Path, typer.Option(help="Held-out pairs, as for train's --probe.")],
+    against: Annotated[
+        str | None, typer.Option(help="What it came from; without it there is no verdict.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A folder for diagnose.json and diagnose.png.")
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a checkpoint's dynamics on held-out pairs: squeezing, displacement or healthy."""
+    quiet_libraries()
+    from dataclasses import replace
+
+    from cwdpo_bench.train.diagnose import diagnose as run_diagnosis
+    from cwdpo_bench.train.diagnose import table
+    from cwdpo_bench.vlm import load_vlm
+
+    models = [
+        None
+        if name is None
+        else replace(load_vlm(_model_path(name), trust_remote_code=trust_remote_code), name=name)
+        for name in (checkpoint, against)
+    ]
+    assert models[0] is not None
+    record = run_diagnosis(models[0], data, base=models[1], output=output)
+    if as_json:
+        print(json.dumps(record, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    Console().print(table(record))
+    if record["verdict"] is not None:
+        print(record["verdict"]["sentence"])
+
+
+@app.command()
 def run(
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="The run folder.")],

@@ -16,7 +16,7 @@ import cwdpo_bench.cli as front_door
 from cwdpo_bench.cli import main
 from cwdpo_bench.errors import UserError
 
-COMMANDS = ["demo", "train", "run", "score", "compare", "gate", "leaderboard"]
+COMMANDS = ["demo", "train", "diagnose", "run", "score", "compare", "gate", "leaderboard"]
 
 
 class Done(NamedTuple):

@@ -36,7 +36,7 @@ def test_installation_and_test_command_stand_in_readme() -> None:
 
 def test_every_command_of_the_front_door_is_shown() -> None:
     shown = {command.split()[1] for command in _commands() if command.startswith("cwdpo-bench ")}
-    assert shown == {"demo", "train", "run", "score", "compare", "gate", "leaderboard"}
+    assert shown == {"demo", "train", "diagnose", "run", "score", "compare", "gate", "leaderboard"}
 
 
 def test_every_room_stands_in_the_tree() -> None:

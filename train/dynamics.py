@@ -156,7 +156,9 @@ class DynamicsCallback(TrainerCallback):
         started, step = time.monotonic(), state.global_step
         core = self._start if step == 0 else self._probe.core(model)
         pulled = self._pull(core)
-        row = core_columns(core, self._cooling) | self._change_columns(core, pulled)
+        row = core_columns(core, self._cooling) | change_columns(
+            core, self._start, pulled=pulled, beta=self._beta
+        )
         last = step == state.max_steps
         entries: list[dict[str, Any]] = []
         if self._settings is not None:
@@ -190,30 +192,6 @@ class DynamicsCallback(TrainerCallback):
             _picked(self._start.chosen.scores, index),
             self._start.rejected.scores,
         )
-
-    def _change_columns(self, core: Core, pulled: Pull | None) -> dict[str, float]:
-        chosen = core.chosen.scores.logp - self._start.chosen.scores.logp
-        change = (core.chosen.scores.mean_logp - self._start.chosen.scores.mean_logp).double()
-        row: dict[str, float] = {"delta_chosen": float(chosen.mean())}
-        if len(change) > 1:
-            row["chosen_change_error"] = float(change.std() / len(change) ** 0.5)
-        if core.rejected is None or self._start.rejected is None:
-            return row
-        rejected = core.rejected.scores.logp - self._start.rejected.scores.logp
-        margin = chosen[core.with_rejected] - rejected
-        row["delta_rejected"] = float(rejected.mean())
-        row["delta_margin"] = float(margin.mean())
-        row["preference_accuracy"] = float((margin > 0).float().mean())
-        if self._beta is not None:
-            row["preference_probability"] = float(torch.sigmoid(self._beta * margin).mean())
-        if pulled is not None:
-            loser = pulled.rejected.abs() * core.rejected.residuals
-            winner = pulled.chosen.abs() * core.chosen.residuals[core.with_rejected]
-            row["pair_loss"] = float(pulled.loss.mean())
-            row["chosen_residual"] = float(winner.mean())
-            row["rejected_residual"] = float(loser.mean())
-            row |= easy_shares(core.rejected.scores.mean_logp, pulled, loser)
-        return row
 
     def _influence(
         self, args: Any, model: Any, pulled: Pull, core: Core
@@ -267,6 +245,41 @@ class DynamicsCallback(TrainerCallback):
             for o, (identity, kind) in enumerate(seen)
         ]
         return row, entries
+
+
+def change_columns(
+    core: Core, start: Core, *, pulled: Pull | None = None, beta: float | None = None
+) -> dict[str, float]:
+    """What changed since `start`, and what pulls at the pairs.
+
+    Args:
+        core: the policy of now.
+        start: the reference of Δ, of the same pairs.
+        pulled: the objective's slopes; without them nothing is said of what pulls.
+        beta: for a = σ(β(Δ_w − Δ_l)); without it a is absent.
+    """
+    chosen = core.chosen.scores.logp - start.chosen.scores.logp
+    change = (core.chosen.scores.mean_logp - start.chosen.scores.mean_logp).double()
+    row: dict[str, float] = {"delta_chosen": float(chosen.mean())}
+    if len(change) > 1:
+        row["chosen_change_error"] = float(change.std() / len(change) ** 0.5)
+    if core.rejected is None or start.rejected is None:
+        return row
+    rejected = core.rejected.scores.logp - start.rejected.scores.logp
+    margin = chosen[core.with_rejected] - rejected
+    row["delta_rejected"] = float(rejected.mean())
+    row["delta_margin"] = float(margin.mean())
+    row["preference_accuracy"] = float((margin > 0).float().mean())
+    if beta is not None:
+        row["preference_probability"] = float(torch.sigmoid(beta * margin).mean())
+    if pulled is not None:
+        loser = pulled.rejected.abs() * core.rejected.residuals
+        winner = pulled.chosen.abs() * core.chosen.residuals[core.with_rejected]
+        row["pair_loss"] = float(pulled.loss.mean())
+        row["chosen_residual"] = float(winner.mean())
+        row["rejected_residual"] = float(loser.mean())
+        row |= easy_shares(core.rejected.scores.mean_logp, pulled, loser)
+    return row
 
 
 def answer_columns(row: dict[str, Any]) -> dict[str, float]:

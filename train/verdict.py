@@ -179,7 +179,7 @@ def _displacement_words(changes: Sequence[_Change], pushes_down: bool) -> str:
         verb = "lost" if last.rejected < 0 else "gained"
         words += f" (the rejected ones {verb} {abs(last.rejected):.2f})"
     side = "gained" if last.argmax > 0 else "lost"
-    return f"{words}; the argmax token has {side} {abs(last.argmax):.2f}: no squeezing"
+    return f"{words}; the argmax token has {side} {abs(last.argmax):.2f}: no sign of squeezing"
 
 
 def _healthy_words(last: _Change, rules: VerdictRules) -> str:

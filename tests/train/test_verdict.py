@@ -71,7 +71,7 @@ def test_squeezing_is_not_forgotten_when_the_top_breaks_down_later() -> None:
 def test_a_fall_without_a_rise_of_the_top_is_displacement() -> None:
     found = judge(_rows(DOWN, [-0.05, -0.1, -0.2, -0.3], LOSER), RULES)
     assert found.name == "displacement"
-    assert "no squeezing" in found.sentence
+    assert "no sign of squeezing" in found.sentence
 
 
 @pytest.mark.parametrize(
