@@ -183,7 +183,7 @@ class OnPolicyNegatives(TrainerCallback):
         """Sample before the first step, or take up what the interrupted run had sampled."""
         for step in self._steps():
             if step > state.global_step or state.global_step == 0:
-                self._file(step).unlink()
+                self._file(step).unlink(missing_ok=True)
         if state.global_step == 0:
             self._refresh(0)
         else:

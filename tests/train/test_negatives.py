@@ -219,11 +219,9 @@ def test_a_resumed_run_takes_up_the_samples_of_its_checkpoint_and_no_later_ones(
 
 
 ON_POLICY = [
-    "stage2.on_policy.share=0.5",
-    "stage2.on_policy.every=2",
-    "stage2.on_policy.max_new_tokens=300",
-    "stage2.filter=null",
-    "trainer.num_train_epochs=2",
+    "objective.on_policy.share=0.5",
+    "objective.on_policy.every=2",
+    "objective.on_policy.max_new_tokens=300",
 ]
 
 
@@ -235,21 +233,25 @@ class _Interrupted(Exception):
 def test_a_run_with_on_policy_negatives_is_resumed_to_the_same_weights(
     lora: str, run: Run, tmp_path: Path
 ) -> None:
+    """Cut after a refresh whose next batch had been fetched before it: that batch is made anew."""
     overrides = [*ON_POLICY, f"lora.enabled={lora}"]
-    whole = run("cw-dpo", *overrides, output="whole")
-    refreshes = whole["stages"]["stage2"]["on_policy"]["refreshes"]
-    assert [refresh["step"] for refresh in refreshes] == [0, 2]
-    assert all(refresh["sampled"] == 2 for refresh in refreshes)
-    assert sum(refresh["kept"] for refresh in refreshes) > 0
+    whole = run("dpo", *overrides, output="whole")
+    refreshes = whole["stages"]["stage1"]["on_policy"]["refreshes"]
+    assert [(refresh["step"], refresh["sampled"]) for refresh in refreshes] == [
+        (0, 10),
+        (2, 10),
+        (4, 10),
+    ]
+    assert all(refresh["kept"] > 0 for refresh in refreshes)
 
     def cut(stage: str, step: int, last: int, loss: float | None) -> None:
-        if (stage, step) == ("stage2", 3):
+        if step == 3:
             raise _Interrupted
 
     with pytest.raises(_Interrupted):
-        run("cw-dpo", *overrides, output="cut", report=cut)
-    resumed = run("cw-dpo", *overrides, output="cut", resume=True)
-    assert resumed["stages"]["stage2"]["on_policy"] == whole["stages"]["stage2"]["on_policy"]
+        run("dpo", *overrides, output="cut", report=cut)
+    resumed = run("dpo", *overrides, output="cut", resume=True)
+    assert resumed["stages"]["stage1"]["on_policy"] == whole["stages"]["stage1"]["on_policy"]
     name = "adapter_model.safetensors" if lora == "true" else "model.safetensors"
     a, b = (load_file(tmp_path / folder / name) for folder in ("whole", "cut"))
     for key in a:
