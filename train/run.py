@@ -24,6 +24,7 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_json, write_text
 from cwdpo_bench.train.base import BaseTrainer
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker, make_cooling
+from cwdpo_bench.train.curriculum import curriculum_order, reordered
 from cwdpo_bench.train.data import Pair, read_pairs, split_stages
 from cwdpo_bench.train.dynamics import DynamicsCallback, DynamicsLog
 from cwdpo_bench.train.negatives import OnPolicyNegatives, frozen_copy
@@ -207,6 +208,11 @@ def train(
         UserError: bad data, model, recipe or folder; a loss that is not finite.
     """
     rejected = any(needs_rejected(objective) for objective in recipe.stages().values())
+    if recipe.data.curriculum != "none" and not rejected:
+        raise UserError(
+            f"recipe {recipe.name}: data.curriculum orders pairs by their rejected answers, and "
+            "this recipe reads none; remove the key"
+        )
     rows = read_pairs(data, on_bad_row=recipe.data.on_bad_row, need_rejected=rejected)
     pairs, probe_pairs = _hold_out(recipe, rows.pairs, probe)
     record = new_record(recipe, model_name or model, data, rows, probe)
@@ -316,6 +322,13 @@ def _train_stage(
         score=score,
         score_and_keep=score_and_keep,
     )
+    if recipe.data.curriculum != "none" and needs_rejected(objective):
+        scores = reference or score(pairs, ["chosen", "rejected"])
+        if recipe.data.easiness == "margin" and "chosen" not in scores:
+            scores = score(pairs, ["chosen", "rejected"])
+        pairs, reference = reordered(pairs, reference, curriculum_order(scores, recipe.data))
+        arguments.train_sampling_strategy = "sequential"
+        details["curriculum"] = recipe.data.curriculum
     views = needed_views(objective)
     collator = PairCollator(prepared, views)
     cooling: CoolingParameters | CoolingTracker | None = None

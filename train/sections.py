@@ -257,6 +257,8 @@ class Data(Section):
     stage1_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
     stages: Literal["disjoint", "shared"] = "disjoint"
     pixel_cache_gb: Annotated[float, Field(ge=0)] = 8.0
+    curriculum: Literal["none", "easy_to_hard", "hard_to_easy"] = "none"
+    easiness: Literal["rejected", "margin"] = "rejected"
 
 
 class Model(Section):
@@ -282,8 +284,8 @@ class Lora(Section):
 class Answers(Section):
     """The probe's other answers: on how many pairs, and every how many measurements."""
 
-    every: Annotated[int, Field(gt=0)] = 4
-    pairs: Annotated[int, Field(ge=0)] = 16
+    every: Annotated[int, Field(gt=0)] = 6
+    pairs: Annotated[int, Field(ge=0)] = 8
 
 
 class InfluenceProbe(Section):
@@ -292,7 +294,7 @@ class InfluenceProbe(Section):
     `step` bounds the change of an average answer's ℓ̄, nats a token.
     """
 
-    every: Annotated[int, Field(gt=0)] = 4
+    every: Annotated[int, Field(gt=0)] = 6
     pairs: Annotated[int, Field(ge=0)] = 2
     step: Annotated[float, Field(gt=0)] = 0.01
 

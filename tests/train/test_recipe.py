@@ -25,7 +25,7 @@ def test_every_key_of_a_shipped_recipe_has_a_comment(name: str) -> None:
     # Keys that speak for themselves, or that share the comment of the key above.
     plain = {"name", "kind", "seed", "alpha", "model", "trainer", "data", "objective"}
     plain |= {"stage1", "stage2", "cooling", "gradient_accumulation_steps", "warmup_steps"}
-    plain |= {"save_steps", "save_total_limit", "extends", "own", "weight", "rewards"}
+    plain |= {"save_steps", "save_total_limit", "easiness", "extends", "own", "weight", "rewards"}
     for above, line in zip(["", *lines], lines, strict=False):
         key = line.split(":")[0].strip()
         if line.strip() and not line.lstrip().startswith("#") and key not in plain:

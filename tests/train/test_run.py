@@ -421,3 +421,34 @@ def test_an_interrupted_run_with_an_early_stop_ends_as_the_whole_one(
     assert resumed["stages"]["stage1"]["stopped"] == whole["stages"]["stage1"]["stopped"]
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_curriculum_takes_the_pairs_in_the_order_of_their_easiness(
+    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    trainers: list[Any] = []
+
+    class Spy(run_module.PreferenceTrainer):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            trainers.append(kwargs)
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kw: Any) -> Any:
+            seen.append(inputs["index"].tolist())
+            return super().compute_loss(model, inputs, *args, **kw)
+
+    monkeypatch.setattr(run_module, "PreferenceTrainer", Spy)
+    record = run("dpo", "data.curriculum=easy_to_hard")
+    assert record["stages"]["stage1"]["curriculum"] == "easy_to_hard"
+    assert [index for batch in seen for index in batch] == list(range(20))
+    likelihood = trainers[0]["reference"]["rejected"].mean_logp
+    assert (likelihood.diff() >= 0).all()
+    assert len(likelihood.unique()) > 10
+
+
+def test_a_curriculum_without_rejected_answers_is_refused(
+    run: Callable[..., dict[str, Any]],
+) -> None:
+    with pytest.raises(UserError, match=r"data\.curriculum"):
+        run("sft", "data.curriculum=easy_to_hard")
