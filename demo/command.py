@@ -70,7 +70,11 @@ def run_demo(
 
     runs = [output / "runs" / name for name in (BASE, *systems)]
     comparison = compare_runs(runs)
-    dynamics = {name: last_dynamics(output / "checkpoints" / name) for name in systems}
+    dynamics: dict[str, dict[str, float | str]] = {}
+    for name in systems:
+        checkpoint = output / "checkpoints" / name
+        verdict = read_json(checkpoint / "provenance.json")["verdict"]["name"]
+        dynamics[name] = {**last_dynamics(checkpoint), "verdict": verdict}
     first = pd.read_parquet(output / "checkpoints" / systems[0] / "dynamics.parquet").iloc[0]
     dynamics = {BASE: {c: float(first[c]) for c in DYNAMICS_COLUMNS}, **dynamics}
     title = f"cwdpo-bench demo, seed {seed}" + (", smoke test: not a result" if smoke else "")
@@ -146,13 +150,15 @@ def _draw(output: Path, systems: Sequence[str]) -> None:
         )
 
 
-def _dynamics_table(dynamics: dict[str, dict[str, float]]) -> object:
+def _dynamics_table(dynamics: dict[str, dict[str, float | str]]) -> object:
     from rich.table import Table
 
     table = Table(title="Learning dynamics at the end of training (held-out probe pairs)")
     table.add_column("system")
     for column in DYNAMICS_COLUMNS:
         table.add_column(column, justify="right")
+    table.add_column("verdict")
     for name, row in dynamics.items():
-        table.add_row(name, *(f"{row[column]:.3f}" for column in DYNAMICS_COLUMNS))
+        figures = (f"{row[column]:.3f}" for column in DYNAMICS_COLUMNS)
+        table.add_row(name, *figures, str(row.get("verdict", "–")))
     return table

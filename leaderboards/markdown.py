@@ -29,7 +29,7 @@ from cwdpo_bench.leaderboards.display import (
     value_with_mark,
 )
 
-Dynamics = Mapping[str, Mapping[str, float]]
+Dynamics = Mapping[str, Mapping[str, float | str]]
 
 TITLE = "Leaderboard"
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"})
@@ -48,8 +48,8 @@ def to_markdown(
     Args:
         comparison: what `compare_runs` gave.
         with_published: also the figures of SPEC 5, set apart.
-        dynamics: learning dynamics at the end of training: system → column → number; a missing
-            or undefined one is a dash.
+        dynamics: learning dynamics at the end of training: system → column → number or
+            word; a missing or undefined one is a dash.
         title: of the document.
         brief: only the overview, the ranks and how to read them, without a title: a part of
             another document.
@@ -176,14 +176,15 @@ def _ranks(comparison: Comparison) -> str:
 def _dynamics(dynamics: Dynamics) -> str:
     columns = list(dict.fromkeys(column for row in dynamics.values() for column in row))
     rows = [
-        [escape(system)] + [_three_decimals(row.get(c)) for c in columns]
-        for system, row in dynamics.items()
+        [escape(system)] + [_figure(row.get(c)) for c in columns] for system, row in dynamics.items()
     ]
     headings = ["system", *(escape(column) for column in columns)]
     return f"## Learning dynamics at the end of training\n\n{table(headings, rows)}"
 
 
-def _three_decimals(value: float | None) -> str:
+def _figure(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return escape(value)
     if value is None or not math.isfinite(value):
         return DASH
     return f"{round(value, 3) + 0.0:.3f}"
