@@ -2,7 +2,7 @@
 
 All see the same pairs for the same number of update steps. The learning rate of each was chosen
 beforehand on the validation scenes, from one grid with the same number of tries: `demo/tune.py`,
-whose every try stands in `tuning.json`.
+whose every try stands in `tuning.json`. Ablations keep the rate of `cw-dpo`: all else equal.
 """
 
 from __future__ import annotations
@@ -14,8 +14,18 @@ from cwdpo_bench.files import read_json
 from cwdpo_bench.train.recipe import Recipe, load_recipe
 
 BASE = "base"
-SYSTEMS = ("sft", "dpo", "sft-c+dpo", "cw-dpo")
-EVERY_SYSTEM = SYSTEMS
+SYSTEMS = ("sft", "dpo", "sft-c+dpo", "cw-dpo", "ppo")
+TUNED = (*SYSTEMS, "sft-c", "v-dpo", "opa-dpo", "grpo")
+"""The systems with a learning rate of their own."""
+ABLATIONS = (
+    "no-smooth-sft",
+    "no-negative-sampling",
+    "hard-constraint",
+    "no-cw-dpo",
+    "no-cooling",
+    "no-filter",
+)
+EVERY_SYSTEM = (*TUNED, *ABLATIONS)
 """The extended table: every recipe that the package brings."""
 TUNING = Path(__file__).parent / "tuning.json"
 
@@ -27,13 +37,25 @@ class Budget(NamedTuple):
     every: int
 
 
+SETTINGS = {
+    # 15 rollouts in 240 steps of 16; the value head has little time to catch up.
+    "ppo": (
+        "objective.rollout_size=128",
+        "objective.epochs=2",
+        "objective.sample_batch_size=64",
+        "objective.value_learning_rate=3e-3",
+    ),
+}
+"""What a system's recipe needs beside the steps, the batch and the learning rate."""
+
 DEFAULT = Budget(steps=240, every=24)
 SMOKE = Budget(steps=8, every=4)
 
 
 def chosen_learning_rates() -> dict[str, float]:
     """The rate that won on validation, by system."""
-    return {name: float(rate) for name, rate in read_json(TUNING)["chosen"].items()}
+    chosen = {name: float(rate) for name, rate in read_json(TUNING)["chosen"].items()}
+    return {**chosen, **dict.fromkeys(ABLATIONS, chosen["cw-dpo"])}
 
 
 def demo_recipe(name: str, *, seed: int, budget: Budget, learning_rate: float) -> Recipe:
@@ -44,6 +66,7 @@ def demo_recipe(name: str, *, seed: int, budget: Budget, learning_rate: float) -
         "trainer.per_device_train_batch_size=16",
         "trainer.gradient_accumulation_steps=1",
         f"dynamics.every={budget.every}",
+        *SETTINGS.get(name, ()),
     ]
     stages = load_recipe(name).stages()
     if len(stages) == 1:

@@ -14,12 +14,12 @@ from typing import Any
 from cwdpo_bench.demo import base_path
 from cwdpo_bench.demo.command import last_dynamics
 from cwdpo_bench.demo.layouts import render_world
-from cwdpo_bench.demo.systems import DEFAULT, SYSTEMS, TUNING
+from cwdpo_bench.demo.systems import DEFAULT, TUNED, TUNING
 from cwdpo_bench.demo.workers import Job, run_jobs
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import write_json
 
-GRID = (3e-5, 1e-4, 3e-4)
+GRID = (1e-5, 3e-5, 1e-4, 3e-4)
 SEED = 1000
 """Of the tuning runs' training; the demo's own seeds start at 0."""
 DATA_SEED = 0
@@ -31,13 +31,13 @@ def tune(work: Path, log: Path) -> dict[str, Any]:
     data = work / "data"
     if not data.is_dir():
         render_world(data, DATA_SEED)
-    jobs = {(system, rate): _job(work, system, rate) for system in SYSTEMS for rate in GRID}
+    jobs = {(system, rate): _job(work, system, rate) for system in TUNED for rate in GRID}
     run_jobs(list(jobs.values()))
     tries = [_outcome(system, rate, job) for (system, rate), job in jobs.items()]
     value = "/".join(CRITERION)
     best = {
         system: max((t for t in tries if t["system"] == system), key=lambda t: t["scores"][value])
-        for system in SYSTEMS
+        for system in TUNED
     }
     record = {
         "criterion": f"{value} on the validation scenes",

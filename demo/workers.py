@@ -164,7 +164,9 @@ class _Display:
 
 
 def _run_job(job: Job, queue: SimpleQueue[_Report]) -> None:
-    """In a worker: train, then score."""
+    """In a worker: train, then score; a system with a finished run is left as it is."""
+    if (job.run / "results.json").is_file() and (job.recipe is None or job.checkpoint.is_dir()):
+        return
     from cwdpo_bench.quiet import quiet_libraries
 
     quiet_libraries()
@@ -175,8 +177,7 @@ def _run_job(job: Job, queue: SimpleQueue[_Report]) -> None:
     if job.recipe is not None:
         _train(job, lambda total, done: queue.put(_Report(job.system, total, done)))
         model = job.checkpoint
-    if not (job.run / "results.json").is_file():
-        _score(job, model, queue)
+    _score(job, model, queue)
 
 
 def _train(job: Job, report: Callable[[float, float], None]) -> None:

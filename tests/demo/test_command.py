@@ -11,10 +11,13 @@ import pytest
 from cwdpo_bench.demo import command
 from cwdpo_bench.demo.command import demo_jobs, run_demo
 from cwdpo_bench.demo.systems import (
+    ABLATIONS,
     BASE,
     DEFAULT,
+    EVERY_SYSTEM,
     SMOKE,
     SYSTEMS,
+    TUNED,
     TUNING,
     Budget,
     chosen_learning_rates,
@@ -24,10 +27,11 @@ from cwdpo_bench.demo.tune import CRITERION, GRID
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import read_json
+from cwdpo_bench.train.recipe import shipped_recipes
 
 
 @pytest.mark.parametrize("budget", [DEFAULT, SMOKE])
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", EVERY_SYSTEM)
 def test_every_system_takes_the_same_number_of_steps_of_the_same_size(
     name: str, budget: Budget
 ) -> None:
@@ -45,11 +49,18 @@ def test_every_system_had_the_same_tries_and_the_best_on_validation_was_chosen()
     log = read_json(TUNING)
     value = "/".join(CRITERION)
     assert log["grid"] == list(GRID)
-    for system in SYSTEMS:
+    assert set(log["chosen"]) == set(TUNED)
+    for system in TUNED:
         tries = {t["learning_rate"]: t["scores"] for t in log["tries"] if t["system"] == system}
         assert sorted(tries) == sorted(GRID)
         chosen = chosen_learning_rates()[system]
         assert tries[chosen][value] == max(scores[value] for scores in tries.values())
+    # Ablations change one thing, so they keep the rate of what they are ablations of.
+    assert {chosen_learning_rates()[name] for name in ABLATIONS} == {log["chosen"]["cw-dpo"]}
+
+
+def test_the_extended_table_holds_every_recipe_that_is_shipped() -> None:
+    assert set(EVERY_SYSTEM) == set(shipped_recipes())
 
 
 def test_all_jobs_start_from_the_base_and_read_the_same_data(tmp_path: Path) -> None:
