@@ -176,7 +176,8 @@ def _ranks(comparison: Comparison) -> str:
 def _dynamics(dynamics: Dynamics) -> str:
     columns = list(dict.fromkeys(column for row in dynamics.values() for column in row))
     rows = [
-        [escape(system)] + [_figure(row.get(c)) for c in columns] for system, row in dynamics.items()
+        [escape(system), *(_figure(row.get(column)) for column in columns)]
+        for system, row in dynamics.items()
     ]
     headings = ["system", *(escape(column) for column in columns)]
     return f"## Learning dynamics at the end of training\n\n{table(headings, rows)}"
