@@ -149,6 +149,7 @@ class DynamicsCallback(TrainerCallback):
         return {
             "seconds": round(self.seconds, 1),
             "share_of_time": round(self.seconds / (time.monotonic() - self._made), 3),
+            "answers_left_out": self._probe.left_out,
             "influence_left_out": self.left_out,
         }
 

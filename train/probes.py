@@ -161,6 +161,9 @@ class Probe:
         items = self._answer_items(others, prompts)
         items += self._greedy_items(INITIAL_GREEDY, vlm.model)
         self._answers = self._blocks(items, prompts)
+        measured = {GREEDY, *(item.kind for item in items)}
+        # Kinds of the second measurement that no pair has: a paraphrase that no row brings, say.
+        self.left_out = [kind for kind in ANSWER_KINDS if kind not in measured]
 
     def core(self, model: Any) -> Core:
         """The first measurement.

@@ -182,6 +182,13 @@ def test_probes_that_a_pair_cannot_have_are_absent(pairs: list[Pair]) -> None:
     assert first.texts["held_out_chosen"] == first.texts["other_meaning"] == CHOSEN[1]
 
 
+def test_kinds_that_no_pair_has_are_said(vlm: VLM, pairs: list[Pair], probe: Probe) -> None:
+    assert probe.left_out == []
+    bare = Probe(vlm, pairs[1:], 3, answer_pairs=2)
+    assert bare.left_out == ["paraphrase", "train_chosen"]
+    assert "paraphrase_mean_logp" not in bare.answers(vlm.model)
+
+
 def test_another_meaning_keeps_prompt_and_length_first_and_shares_few_words(
     pairs: list[Pair],
 ) -> None:
