@@ -67,7 +67,9 @@ def diagnose(
     }
     if base is not None:
         steps = [{"step": step, **row} for step, row in enumerate(rows)]
-        record["verdict"] = judge(steps, settings.verdict).record()
+        # Two points are all there is: nothing can persist.
+        rules = settings.verdict.model_copy(update={"persist": 1})
+        record["verdict"] = judge(steps, rules).record()
     if output is not None:
         write_json(output / "diagnose.json", record)
         _plot(record, output / "diagnose.png")

@@ -73,8 +73,8 @@ def judge(
         down and change.argmax >= rules.rise and not change.rejected > change.chosen
         for down, change in zip(fallen, changes, strict=True)
     ]
-    run = _first_run(squeezed, min(rules.persist, len(changes)))
-    persists = all(fallen[-rules.persist :])
+    run = _first_run(squeezed, rules.persist)
+    persists = len(changes) >= rules.persist and all(fallen[-rules.persist :])
     if run is not None and fallen[-1] and pushes_down:
         return Verdict("squeezing", _squeezing_words(rows, changes, squeezed, run), evidence)
     if persists:

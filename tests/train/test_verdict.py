@@ -106,7 +106,8 @@ def test_the_thresholds_are_the_recipes() -> None:
     assert judge(rows, VerdictRules(fall=0.6)).name == "healthy"
     assert judge(rows, VerdictRules(rise=0.2)).name == "displacement"
     short = _rows([-0.2], [0.1], [-1.0])
-    assert judge(short, RULES).name == "squeezing"
+    assert judge(short, VerdictRules(persist=1)).name == "squeezing"
+    assert judge(short, RULES).name == "healthy"
     late = _rows([-0.01, -0.02, -0.2], [0.0, 0.0, 0.1], [-1.0, -1.0, -1.0])
     assert judge(late, VerdictRules(persist=1)).name == "squeezing"
 
