@@ -51,7 +51,7 @@ def make_folder(shape: Shape, folder: Path, pairs: int) -> None:
     """Write a model folder and `pairs.jsonl` with its images."""
     model, processor = build_tiny_vlm(seed=0)
     if shape.vocabulary is not None:
-        model.resize_token_embeddings(shape.vocabulary)
+        model.resize_token_embeddings(shape.vocabulary, mean_resizing=False)
     size: dict[str, Any] = {"min_pixels": 28 * 28, "max_pixels": shape.width * shape.height}
     size.update(patch_size=14, merge_size=2, temporal_patch_size=2)
     processor.image_processor = Qwen2VLImageProcessor(**size)
