@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -452,3 +453,30 @@ def test_a_curriculum_without_rejected_answers_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"data\.curriculum"):
         run("sft", "data.curriculum=easy_to_hard")
+
+
+def test_a_resumed_run_reads_its_reference_again_and_refuses_that_of_other_images(
+    run: Callable[..., dict[str, Any]], pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(pairs, folder)
+
+    def cut(stage: str, step: int, last: int, loss: float | None) -> None:
+        if step == 3:
+            raise _Interrupted
+
+    for output in ("same", "other"):
+        with pytest.raises(_Interrupted):
+            run("dpo", output=output, data=folder / "pairs.jsonl", report=cut)
+        assert (tmp_path / output / "stage1" / "reference.safetensors").is_file()
+
+    def computed(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(run_module, "reference_scores", computed)
+    data = folder / "pairs.jsonl"
+    assert run("dpo", output="same", data=data, resume=True)["status"] == "finished"
+    # Another picture under an old name: the data file is the same to the letter.
+    shutil.copy(folder / "3.png", folder / "2.png")
+    with pytest.raises(UserError, match=r"the pairs or their images.*delete the file"):
+        run("dpo", output="other", data=data, resume=True)
