@@ -4,7 +4,6 @@ Loading, images, batches (plain and packed), the one log-probability operation, 
 generation.
 """
 
-from cwdpo_bench.vlm.attention import packing_refusal
 from cwdpo_bench.vlm.batch import (
     Batch,
     EncodedPrompt,
@@ -40,6 +39,7 @@ from cwdpo_bench.vlm.packing import (
     batch_completions,
     build_branches,
     pack_completions,
+    packing_refusal,
     with_positions,
 )
 from cwdpo_bench.vlm.vision import (

@@ -33,8 +33,6 @@ class Batch:
         mask: [B, L] True on completion tokens, the end-of-turn token included.
         segments: of a packed batch alone, [R, S] for its R rows of S tokens: 0 on padding, 1 on
             the prompt, 2, 3, … on the completions behind it.
-        branches: of a packed batch alone, [R, W], the last W columns of `segments`, in which the
-            completions lie.
         columns: of a packed batch alone, [B, L] positions in the flattened [R · S] tokens of the
             hidden states that predict the targets.
     """
@@ -43,7 +41,6 @@ class Batch:
     targets: torch.Tensor
     mask: torch.Tensor
     segments: torch.Tensor | None = None
-    branches: torch.Tensor | None = None
     columns: torch.Tensor | None = None
 
     def tensors(self) -> dict[str, Any]:

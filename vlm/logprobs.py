@@ -15,7 +15,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from cwdpo_bench.vlm.batch import Batch
-from cwdpo_bench.vlm.packing import packed_mask
+from cwdpo_bench.vlm.packing import branch_mask
 from cwdpo_bench.vlm.vision import forward_inputs
 
 MAX_BLOCK = 2**24
@@ -147,8 +147,9 @@ def completion_hidden(model: Any, batch: Batch) -> torch.Tensor:
     length = batch.targets.shape[1]
     inner = getattr(model, "module", model)
     inputs = forward_inputs(batch.inputs)
-    if batch.columns is not None:
-        mask = packed_mask(inner, batch)
+    if batch.segments is not None and batch.columns is not None:
+        dtype = inner.get_input_embeddings().weight.dtype
+        mask = branch_mask(batch.segments, dtype)
         with _head_bypassed(inner):
             packed = model(**inputs, attention_mask=mask, use_cache=False).logits
         rows: torch.Tensor = packed.flatten(0, 1)[batch.columns]

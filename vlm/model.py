@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.vlm.attention import use_packed_attention
 from cwdpo_bench.vlm.vision import multiply_patches
 
 
@@ -92,7 +91,6 @@ def load_vlm(
         raise UserError(f"model {name!r} has no chat template; save one with its processor")
     model.to(device).eval()
     multiply_patches(model)
-    use_packed_attention(model)
     return VLM(model=model, processor=processor, name=name)
 
 

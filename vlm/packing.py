@@ -1,9 +1,9 @@
 """Packed rows: one image encoding and one prompt for all completions that share them.
 
-Layout of a row: `prompt | padding | completion 1 | … | completion K | padding`, the prompts' part
-equally wide in all rows. A completion sees the prompt and itself; its positions go on from the end
-of the prompt, as if the others were not there. So every completion is scored exactly as in a row of
-its own, and the prompt and its images, by far the most of a row, are computed once, not K times.
+Layout of a row: `left padding | prompt | completion 1 | … | completion K | right padding`. A
+completion sees the prompt and itself; its positions go on from the end of the prompt, as if the
+others were not there. So every completion is scored exactly as in a row of its own, and the prompt
+and its images, by far the most of a row, are computed once instead of K times.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from cwdpo_bench.vlm.attention import PACKED_ATTENTION, packing_refusal
 from cwdpo_bench.vlm.batch import (
     Batch,
     EncodedPrompt,
@@ -26,7 +25,29 @@ from cwdpo_bench.vlm.batch import (
 )
 from cwdpo_bench.vlm.model import VLM
 
+PACKED_FAMILIES = {"qwen2_5_vl"}
+"""Model types whose packed rows are tested to equal plain rows."""
+
+_MASKED_ATTENTION = {"sdpa", "eager"}
 _PROMPT = 1
+
+
+def packing_refusal(model: Any) -> str | None:
+    """Why completions of this model are not packed; None where they are.
+
+    A packed row needs a family whose equality with plain rows is tested, an attention that takes a
+    mask [B, 1, S, S], and layers that see the whole row (a given mask replaces a sliding window).
+    """
+    config = getattr(model, "module", model).config
+    text = config.get_text_config()
+    if config.model_type not in PACKED_FAMILIES:
+        return f"the family {config.model_type!r} is not tested with packed rows"
+    attention = getattr(text, "_attn_implementation", None)
+    if attention not in _MASKED_ATTENTION:
+        return f"the attention {attention!r} takes no mask of its own; load with 'sdpa'"
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        return "the model has layers with a sliding window"
+    return None
 
 
 def with_positions(model: Any, prompt: EncodedPrompt) -> EncodedPrompt:
@@ -68,10 +89,9 @@ def pack_completions(
         ends[owner] += len(ids)
     extra = max(ends) - width
     attention = prompt_inputs["attention_mask"]
-    lengths = attention.sum(-1).tolist()
-    tokens = _left_aligned(prompt_inputs["input_ids"], lengths, extra)
-    segments = _left_aligned(attention.long() * _PROMPT, lengths, extra)
-    positions = _left_aligned(prompt_inputs["position_ids"], lengths, extra)
+    tokens = _widened(prompt_inputs["input_ids"], extra)
+    segments = _widened(attention.long() * _PROMPT, extra)
+    positions = _widened(prompt_inputs["position_ids"], extra)
     targets, mask = pad_completions(completions)
     columns = torch.zeros_like(targets)
     after_prompt = prompt_inputs["position_ids"].amax((0, 2)) + 1
@@ -82,52 +102,30 @@ def pack_completions(
         positions[:, owner, span] = after_prompt[owner] + torch.arange(len(ids))
         # The prompt's last token predicts the first token of every completion.
         columns[n, : len(ids)] = owner * tokens.shape[1] + torch.arange(start - 1, span.stop - 1)
-        columns[n, 0] = owner * tokens.shape[1] + lengths[owner] - 1
+        columns[n, 0] = owner * tokens.shape[1] + width - 1
     per_row = ("attention_mask", "token_type_ids", "mm_token_type_ids")
     inputs = {name: value for name, value in prompt_inputs.items() if name not in per_row}
     inputs.update(input_ids=tokens, position_ids=positions)
-    return Batch(
-        inputs=inputs,
-        targets=targets,
-        mask=mask,
-        segments=segments,
-        branches=segments[:, width:].contiguous(),
-        columns=columns,
-    )
+    return Batch(inputs=inputs, targets=targets, mask=mask, segments=segments, columns=columns)
 
 
-def _left_aligned(values: torch.Tensor, lengths: Sequence[int], extra: int) -> torch.Tensor:
-    """Left-padded rows [..., R, P] as right-padded ones, with `extra` columns more, of zeros."""
-    aligned = torch.zeros(*values.shape[:-1], values.shape[-1] + extra, dtype=values.dtype)
-    for row, length in enumerate(lengths):
-        aligned[..., row, :length] = values[..., row, values.shape[-1] - length :]
-    return aligned
+def _widened(values: torch.Tensor, extra: int) -> torch.Tensor:
+    return torch.nn.functional.pad(values, (0, extra))
 
 
-def packed_mask(model: Any, batch: Batch) -> torch.Tensor:
-    """The mask of a packed batch in the form that the model's attention takes."""
-    assert batch.segments is not None
-    assert batch.branches is not None
-    dtype = model.get_input_embeddings().weight.dtype
-    by_parts = model.config.get_text_config()._attn_implementation == PACKED_ATTENTION
-    first = batch.segments.shape[1] - batch.branches.shape[1] if by_parts else 0
-    return branch_mask(batch.segments, dtype, first)
-
-
-def branch_mask(segments: torch.Tensor, dtype: torch.dtype, first: int = 0) -> torch.Tensor:
+def branch_mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The additive mask [R, 1, S, S] of packed rows: causal, the prompt and the own branch alone.
 
     Args:
         segments: [R, S], see `Batch`.
-        first: leave out the queries before this column.
         dtype: of the model's attention.
     """
-    query, key = segments[:, first:, None], segments[:, None, :]
-    place = torch.arange(segments.shape[1], device=segments.device)
-    causal = place[first:, None] >= place
+    query, key = segments[:, :, None], segments[:, None, :]
+    size = segments.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool, device=segments.device).tril()
     visible = causal & (key > 0) & ((key == query) | (key == _PROMPT))
     # Padding sees itself: a softmax over nothing is not a number.
-    visible |= place[first:, None] == place
+    visible |= torch.eye(size, dtype=torch.bool, device=segments.device)
     hidden = torch.finfo(dtype).min
     mask = torch.zeros(visible.shape, dtype=dtype, device=segments.device)
     return mask.masked_fill_(~visible, hidden)[:, None]

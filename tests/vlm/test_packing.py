@@ -24,9 +24,8 @@ from cwdpo_bench.vlm import (
     packing_refusal,
     sequence_logps,
 )
-from cwdpo_bench.vlm.attention import PACKED_ATTENTION
 from cwdpo_bench.vlm.batch import completion_ids
-from cwdpo_bench.vlm.packing import branch_mask, packed_mask
+from cwdpo_bench.vlm.packing import branch_mask
 
 
 @pytest.fixture(scope="module")
@@ -107,25 +106,6 @@ def test_packed_pairs_equal_plain_rows_in_logp_and_gradient(
     assert norms.keys() == expected.keys()
     for name, norm in norms.items():
         torch.testing.assert_close(norm, expected[name], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_attention_by_parts_is_attention_under_the_whole_mask(
-    attention: str, packed_vlm: VLM
-) -> None:
-    batch = _packed(packed_vlm, PROMPTS, CHOSEN + REJECTED)
-    text = packed_vlm.model.config.text_config
-    by_parts = text._attn_implementation
-    assert by_parts == PACKED_ATTENTION
-    assert packed_mask(packed_vlm.model, batch).shape[-2] < batch.inputs["input_ids"].shape[1]
-    with torch.no_grad():
-        logps = completion_statistics(packed_vlm.model, batch).logps
-        try:
-            text._attn_implementation = attention
-            expected = completion_statistics(packed_vlm.model, batch).logps
-        finally:
-            text._attn_implementation = by_parts
-    torch.testing.assert_close(logps, expected, atol=1e-4, rtol=0)
 
 
 def test_any_number_of_branches_equals_one_row_each(packed_vlm: VLM) -> None:
