@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -331,6 +332,7 @@ def _task_parts(job: _Job, limit: int | None, reference: VLM | None) -> dict[str
 def _provenance(jobs: Sequence[_Job], engine: _Engine) -> dict[str, Any]:
     return {
         "cwdpo-bench": __version__,
+        "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
         "device": str(engine.vlm.device),

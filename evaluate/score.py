@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -189,6 +190,7 @@ def _shared_signature() -> str:
 def _provenance(inputs: dict[str, Path]) -> dict[str, Any]:
     return {
         "cwdpo-bench": __version__,
+        "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
         "inputs": {name: str(path.resolve()) for name, path in inputs.items()},

@@ -12,6 +12,7 @@ QUALITY = (
     "METEOR",
     "ROUGE-L",
     "CIDEr",
+    "CIDEr-plain",
     "SPICE",
     "accuracy",
     "accuracy_option",

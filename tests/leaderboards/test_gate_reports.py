@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
+from cwdpo_bench.demo import base_path
+from cwdpo_bench.demo.layouts import render_world
+from cwdpo_bench.evaluate.run import run_tasks
 from cwdpo_bench.leaderboards import gate_reports
 from cwdpo_bench.leaderboards.gate import run_gate
 from cwdpo_bench.leaderboards.policy import policy_of
@@ -176,6 +180,40 @@ def test_the_actions_inputs_are_no_shell(folders):
     done = run_action(folders, candidate="$(touch hacked); x", baseline="base", policy="`id`")
     assert done.returncode == 3
     assert not (folders / "hacked").exists()
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory):
+    """The demo's base on two of its benchmarks: the smoke form has too few images to judge by."""
+    folder = tmp_path_factory.mktemp("demo")
+    world, run = folder / "world", folder / "base"
+    render_world(world, 0)
+    tasks = ["coco", "mmmu"]
+    run_tasks(base_path(), tasks=tasks, data_root=world, output=run, limit=60)
+    return run
+
+
+@pytest.mark.slow
+def test_the_action_judges_the_demos_runs_as_ci_would(demo_run, tmp_path):
+    base = demo_run
+    alone = tmp_path / "alone"
+    shutil.copytree(base, alone)
+    results = json.loads((alone / "results.json").read_text())
+    results["tasks"] = {"coco": results["tasks"]["coco"]}
+    (alone / "results.json").write_text(json.dumps(results))
+    own = 100 * results["tasks"]["coco"]["metrics"]["CIDEr"]["value"]
+    # A floor far above the run's own value is missed for sure, one at that value is not settled.
+    for name, floor in {"far": own + 900, "near": own}.items():
+        rule = f"{{task: coco, metric: CIDEr, min_value: {floor}}}"
+        (tmp_path / f"{name}.yaml").write_text(f"rules: [{rule}]")
+    for candidate, policy, status in (
+        (base, "", 0),
+        (base, "far.yaml", 1),
+        (base, "near.yaml", 2),
+        (alone, "", 3),
+    ):
+        done = run_action(tmp_path, candidate=candidate, baseline=base, policy=policy)
+        assert done.returncode == status, done.stdout + done.stderr
 
 
 # --- the pytest plugin ---------------------------------------------------------------------------
