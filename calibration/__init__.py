@@ -8,9 +8,11 @@ from cwdpo_bench.calibration.binned import (
     BINS,
     ReliabilityBins,
     bin_statistics,
+    class_statistics,
     ece,
     ece_adaptive,
     ece_classwise,
+    ece_classwise_from_sums,
     ece_debiased,
     ece_debiased_from_sums,
     ece_from_sums,
@@ -20,39 +22,68 @@ from cwdpo_bench.calibration.binned import (
     mce_from_sums,
     reliability,
 )
+from cwdpo_bench.calibration.decomposition import (
+    BrierParts,
+    brier_decomposition,
+    reliability_part,
+    resolution_part,
+    uncertainty_part,
+)
 from cwdpo_bench.calibration.proper import brier, entropy, nll
 from cwdpo_bench.calibration.resampling import (
     LEVEL,
     RESAMPLES,
+    Estimate,
     bootstrap_counts,
+    bootstrap_estimate,
     bootstrap_stderr,
     bootstrap_sums,
     cluster_sums,
     paired_p_value,
     percentile_interval,
 )
-from cwdpo_bench.calibration.selective import aurc, aurc_from_sums, auroc
+from cwdpo_bench.calibration.selective import (
+    RiskCoverage,
+    aurc,
+    aurc_from_sums,
+    auroc,
+    auroc_from_sums,
+    risk_coverage,
+)
 from cwdpo_bench.calibration.shift import jensen_shannon, total_variation
-from cwdpo_bench.calibration.temperature import apply_temperature, fit_temperature
+from cwdpo_bench.calibration.temperature import (
+    apply_temperature,
+    cross_fit_temperature,
+    fit_temperature,
+)
 
 __all__ = [
     "BINS",
     "LEVEL",
     "RESAMPLES",
+    "BrierParts",
+    "Estimate",
     "ReliabilityBins",
+    "RiskCoverage",
     "apply_temperature",
     "aurc",
     "aurc_from_sums",
     "auroc",
+    "auroc_from_sums",
     "bin_statistics",
     "bootstrap_counts",
+    "bootstrap_estimate",
     "bootstrap_stderr",
     "bootstrap_sums",
     "brier",
+    "brier_decomposition",
+    "class_statistics",
     "cluster_sums",
+    "cross_fit_temperature",
     "ece",
     "ece_adaptive",
     "ece_classwise",
+    "ece_classwise_from_sums",
     "ece_debiased",
     "ece_debiased_from_sums",
     "ece_from_sums",
@@ -67,5 +98,9 @@ __all__ = [
     "paired_p_value",
     "percentile_interval",
     "reliability",
+    "reliability_part",
+    "resolution_part",
+    "risk_coverage",
     "total_variation",
+    "uncertainty_part",
 ]

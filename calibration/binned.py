@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import beta
 
 from cwdpo_bench.calibration._checks import (
     Floats,
@@ -28,6 +29,7 @@ from cwdpo_bench.calibration._checks import (
     labels_of,
     unit_interval,
 )
+from cwdpo_bench.calibration.resampling import LEVEL, bootstrap_sums, cluster_sums
 
 BINS = 15
 
@@ -41,12 +43,16 @@ class ReliabilityBins:
         counts: [B] predictions in the bin.
         confidence: [B] their mean confidence.
         accuracy: [B] the share of them that is right.
+        low: [B] lower end of the accuracy's 95 % interval.
+        high: [B] its upper end.
     """
 
     edges: Floats
     counts: Integers
     confidence: Floats
     accuracy: Floats
+    low: Floats
+    high: Floats
 
 
 def equal_width_index(confidences: ArrayLike, bins: int = BINS) -> Integers:
@@ -150,22 +156,106 @@ def ece_classwise(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS)
 
     Kull et al. (2019), eq. 3.
     """
+    sums = class_statistics(probabilities, labels, bins=bins).sum(axis=0)
+    return float(ece_classwise_from_sums(sums, bins))
+
+
+def class_statistics(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    offered: ArrayLike | None = None,
+    bins: int = BINS,
+) -> Floats:
+    """Additive statistics [N, K·3·bins]: for each class those of "the label is k", equal widths.
+
+    Args:
+        probabilities: [N, K], rows sum to 1.
+        labels: [N] indices of the true class.
+        offered: [N, K] whether the row has that class at all (questions differ in their number of
+            options); a class that it lacks is no prediction of the row. All, by default.
+    """
     rows = distributions("probabilities", probabilities)
+    if rows.ndim != 2:
+        raise ValueError(f"probabilities have shape {rows.shape}; [N, K] expected")
     truth = labels_of(labels, *rows.shape)
-    errors = [ece(rows[:, k], truth == k, bins) for k in range(rows.shape[1])]
-    return float(np.mean(errors))
+    mask = np.ones(rows.shape, dtype=bool) if offered is None else np.asarray(offered, dtype=bool)
+    if mask.shape != rows.shape:
+        raise ValueError(f"offered has shape {mask.shape}; {rows.shape} expected")
+    blocks = []
+    for k in range(rows.shape[1]):
+        index = equal_width_index(rows[:, k], bins)
+        blocks.append(bin_statistics(rows[:, k], truth == k, index, bins) * mask[:, [k]])
+    return np.concatenate(blocks, axis=1)
 
 
-def reliability(confidences: ArrayLike, correct: ArrayLike, bins: int = BINS) -> ReliabilityBins:
-    """The equal-width bins of confidences [N] and correctness [N], for a reliability diagram."""
-    index = equal_width_index(confidences, bins)
-    counts, confidence, right = _blocks(_sums(confidences, correct, index, bins))
+def ece_classwise_from_sums(sums: ArrayLike, bins: int = BINS) -> Floats:
+    """Classwise ECE [...] from summed `class_statistics` [..., K·3·bins]: mean over the classes.
+
+    A class that no row has does not count.
+    """
+    errors = ece_from_sums(by_class(sums, bins))
+    return _ratio(np.nansum(errors, axis=-1), np.isfinite(errors).sum(axis=-1).astype(np.float64))
+
+
+def by_class(sums: ArrayLike, bins: int = BINS) -> Floats:
+    """Summed `class_statistics` [..., K·3·bins] as [..., K, 3·bins]."""
+    array = np.asarray(sums, dtype=np.float64)
+    if array.ndim == 0 or array.shape[-1] % (3 * bins) != 0:
+        raise ValueError(f"sums have shape {array.shape}; [..., classes·3·{bins}] expected")
+    return array.reshape(*array.shape[:-1], -1, 3 * bins)
+
+
+def reliability(
+    confidences: ArrayLike,
+    correct: ArrayLike,
+    bins: int = BINS,
+    clusters: ArrayLike | None = None,
+) -> ReliabilityBins:
+    """The equal-width bins of confidences [N] and correctness [N], for a reliability diagram.
+
+    Args:
+        confidences: [N] in [0, 1].
+        correct: [N], 0 or 1.
+        bins: how many.
+        clusters: [N] names of what shares an image. With them the intervals come from resampling
+            the clusters; without, they are a binomial's exact ones (Clopper and Pearson, 1934).
+    """
+    statistics = bin_statistics(confidences, correct, equal_width_index(confidences, bins), bins)
+    counts, confidence, right = _blocks(statistics.sum(axis=0))
+    if clusters is None:
+        low, high = _binomial_band(right, counts)
+    else:
+        low, high = _cluster_band(statistics, clusters)
+    empty = counts == 0
     return ReliabilityBins(
         edges=np.linspace(0.0, 1.0, bins + 1),
         counts=counts.astype(np.int64),
         confidence=_ratio(confidence, counts),
         accuracy=_ratio(right, counts),
+        low=np.where(empty, np.nan, low),
+        high=np.where(empty, np.nan, high),
     )
+
+
+def _binomial_band(right: Floats, counts: Floats) -> tuple[Floats, Floats]:
+    tail = (1.0 - LEVEL) / 2.0
+    wrong = counts - right
+    low = np.where(right > 0, beta.ppf(tail, np.maximum(right, 1), wrong + 1), 0.0)
+    high = np.where(wrong > 0, beta.ppf(1.0 - tail, right + 1, np.maximum(wrong, 1)), 1.0)
+    return low, high
+
+
+def _cluster_band(statistics: Floats, clusters: ArrayLike) -> tuple[Floats, Floats]:
+    sums, _ = cluster_sums(statistics, clusters)
+    counts, _, right = _blocks(bootstrap_sums(sums))
+    tail = (1.0 - LEVEL) / 2.0
+    with np.errstate(invalid="ignore"):
+        drawn = _ratio(right, counts)
+        # A bin that a resample leaves empty has no accuracy there.
+        known = np.isfinite(drawn).any(axis=0)
+        ends = np.full((2, drawn.shape[1]), np.nan)
+        ends[:, known] = np.nanquantile(drawn[:, known], (tail, 1.0 - tail), axis=0)
+    return ends[0], ends[1]
 
 
 def _checked(bins: int) -> int:

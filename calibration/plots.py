@@ -19,7 +19,7 @@ _BAR, _GAP = "#0072B2", "#E69F00"
 
 
 def reliability_diagram(bins: ReliabilityBins, title: str = "") -> Figure:
-    """Accuracy over confidence by bin, the gap to the diagonal hatched, counts beneath."""
+    """Accuracy over confidence by bin with its interval, the gap to it hatched, counts beneath."""
     figure = Figure(figsize=(4.2, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -37,6 +37,18 @@ def reliability_diagram(bins: ReliabilityBins, title: str = "") -> Figure:
         edgecolor=_GAP,
         hatch="//",
         label="gap to mean confidence",
+    )
+    middle = left + width / 2
+    band = np.clip((accuracy - bins.low[filled], bins.high[filled] - accuracy), 0.0, None)
+    upper.errorbar(
+        middle,
+        accuracy,
+        yerr=band,
+        fmt="none",
+        ecolor="black",
+        elinewidth=1,
+        capsize=2,
+        label="95 % interval",
     )
     upper.plot((0, 1), (0, 1), color="black", linestyle="--", linewidth=1)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")

@@ -12,7 +12,8 @@ paired form; the +1 of the p value is Davison and Hinkley (1997), eq. 4.11.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -84,6 +85,41 @@ def bootstrap_sums(sums: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -
     """
     values = finite_array("sums", sums, 2)
     return np.concatenate([c @ values for c in bootstrap_counts(len(values), resamples, seed)])
+
+
+class Estimate(NamedTuple):
+    """A figure and how sure it is: standard error and the ends of its 95 % interval."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+
+
+def bootstrap_estimate(
+    statistics: ArrayLike,
+    value: Callable[[Floats], ArrayLike],
+    clusters: ArrayLike | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """A figure with its interval, the clusters drawn with replacement.
+
+    Args:
+        statistics: [N, k], additive over samples: `bin_statistics`, `class_statistics`, or any sums
+            that `value` reads.
+        value: sums [..., k] → the figure [...]: `ece_from_sums`, …
+        clusters: [N] names of what shares an image; every sample its own, by default.
+        resamples: how often.
+        seed: of the draws.
+    """
+    rows = finite_array("statistics", statistics, 2)
+    names = np.arange(len(rows)) if clusters is None else clusters
+    sums, _ = cluster_sums(rows, names)
+    drawn = np.asarray(value(bootstrap_sums(sums, resamples, seed)))
+    low, high = percentile_interval(drawn)
+    return Estimate(float(np.asarray(value(sums.sum(axis=0)))), bootstrap_stderr(drawn), low, high)
 
 
 def percentile_interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:

@@ -6,6 +6,8 @@ number T > 0, fitted on a held-out split by NLL, divides every logit; the rankin
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
@@ -42,11 +44,54 @@ def fit_temperature(log_probabilities: ArrayLike, labels: ArrayLike) -> float:
     return float(np.exp(best.x))
 
 
-def apply_temperature(log_probabilities: ArrayLike, temperature: float) -> Floats:
-    """Probabilities [N, K] of softmax(log p / T); options at −inf get 0."""
-    if not temperature > 0.0:
-        raise ValueError(f"temperature must be above 0, not {temperature}")
-    probabilities: Floats = np.exp(log_softmax(_scores(log_probabilities) / temperature, axis=1))
+def cross_fit_temperature(
+    log_probabilities: ArrayLike, labels: ArrayLike, clusters: ArrayLike
+) -> Floats:
+    """A temperature a row [N], fitted without the row's own half of the clusters.
+
+    The clusters are halved; the temperature that is fitted on one half is for the other, so every
+    row has one that has not seen it, nor anything else on its image. The halves depend on the names
+    of the clusters alone, not on the order of the rows.
+
+    Args:
+        log_probabilities: as `fit_temperature` takes them.
+        labels: [N] index of the true option.
+        clusters: [N] names of what shares an image.
+
+    Raises:
+        ValueError: as `fit_temperature`, or there are fewer than two clusters.
+    """
+    scores = _scores(log_probabilities)
+    truth = labels_of(labels, *scores.shape)
+    names = np.asarray(clusters).astype(str)
+    if names.shape != (len(scores),):
+        raise ValueError(f"clusters have shape {names.shape}; ({len(scores)},) expected")
+    # By hash: sorted by name a half would hold the first subjects, or the oldest images.
+    ordered = sorted(set(names.tolist()), key=lambda name: sha256(name.encode()).digest())
+    if len(ordered) < 2:
+        raise ValueError("a held-out fit needs two clusters or more")
+    second = np.isin(names, ordered[len(ordered) // 2 :])
+    temperatures = np.empty(len(scores))
+    for half in (second, ~second):
+        temperatures[half] = fit_temperature(scores[~half], truth[~half])
+    return temperatures
+
+
+def apply_temperature(log_probabilities: ArrayLike, temperature: ArrayLike) -> Floats:
+    """Probabilities [N, K] of softmax(log p / T); options at −inf get 0.
+
+    Args:
+        log_probabilities: [N, K] of the options.
+        temperature: one above 0, or one a row [N].
+    """
+    scores, divisor = _scores(log_probabilities), np.asarray(temperature, dtype=np.float64)
+    if not (divisor > 0.0).all():
+        raise ValueError(f"temperature must be above 0, not {temperature!r}")
+    if divisor.shape not in ((), (len(scores),)):
+        raise ValueError(
+            f"temperature has shape {divisor.shape}; one, or ({len(scores)},) expected"
+        )
+    probabilities: Floats = np.exp(log_softmax(scores / divisor.reshape(-1, 1), axis=1))
     return probabilities
 
 

@@ -1,7 +1,9 @@
 """Scores of choices from per-question columns: accuracies, and the calibration of the options.
 
 Sources: Liu et al., MMBench (ECCV 2024) for circular accuracy; Brier (1950) in its form for several
-classes; those of the calibration errors and of AURC stand in `cwdpo_bench.calibration`.
+classes; Zheng et al., Large Language Models Are Not Robust Multiple Choice Selectors (ICLR 2024),
+for the spread of recalls; those of the calibration errors and of AURC stand in
+`cwdpo_bench.calibration`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
-from cwdpo_bench.calibration import bin_statistics, equal_mass_index
+from cwdpo_bench.calibration import BINS, bin_statistics, class_statistics, equal_mass_index
 from cwdpo_bench.evaluate.sums import (
     Bools,
     Floats,
@@ -20,6 +22,7 @@ from cwdpo_bench.evaluate.sums import (
     column_mean,
     counted,
     present,
+    ratio,
     spread,
 )
 
@@ -105,6 +108,114 @@ def top_1(logps: Floats, _: Integers) -> Floats:
 def _confidences(samples: pd.DataFrame) -> tuple[Bools, Floats, Bools]:
     rows, logps, gold = _options(samples)
     return rows, np.clip(np.exp(logps.max(axis=1)), 0.0, 1.0), logps.argmax(axis=1) == gold
+
+
+def offered_options(samples: pd.DataFrame) -> Floats:
+    """[n, K·3·bins] for what is computed option by option: "the answer is letter k"."""
+    rows, logps, gold = _options(samples)
+    if not rows.any():
+        return np.zeros((len(samples), 3 * BINS))
+    probabilities = np.exp(logps)
+    return spread(class_statistics(probabilities, gold, np.isfinite(logps)), rows)
+
+
+def option_mass(samples: pd.DataFrame) -> Floats:
+    """[n, 2] for the mean probability that the whole vocabulary leaves to the option letters."""
+    rows = present(samples, "option_log_probabilities")
+    lists = samples["option_log_probabilities"][rows]
+    return counted(np.array([np.exp(np.asarray(x)).sum() for x in lists]), rows)
+
+
+def after_temperature(statistics: Statistics) -> Statistics:
+    """The statistics of the options' log-probabilities over the row's held-out temperature."""
+
+    def scaled(samples: pd.DataFrame) -> Floats:
+        lists = [
+            None if logps is None else np.asarray(logps, np.float64) / temperature
+            for logps, temperature in zip(
+                samples["option_log_probabilities"], samples["temperature"], strict=True
+            )
+        ]
+        return statistics(_with_options(samples, lists))
+
+    return scaled
+
+
+def over_shifts(statistics: Statistics) -> Statistics:
+    """The statistics of a question's mean probabilities over all orders of its options.
+
+    The question counts once, on the row of the benchmark's own order.
+    """
+
+    def averaged(samples: pd.DataFrame) -> Floats:
+        lists: list[np.ndarray | None] = [None] * len(samples)
+        rows, logps, _ = _options(samples)
+        known = np.flatnonzero(rows)
+        shifts = samples["shift"].to_numpy()
+        means: dict[str, list[np.ndarray]] = {}
+        for place, own in zip(known, logps, strict=True):
+            options = np.exp(own[np.isfinite(own)])
+            # Shift s shows option i at place i − s.
+            own_order = np.roll(options, int(shifts[place]))
+            means.setdefault(samples["cluster"].iloc[place], []).append(own_order)
+        for place in known[shifts[known] == 0]:
+            every = means[samples["cluster"].iloc[place]]
+            # 0 has no logarithm; it stands for a probability below what fp64 tells.
+            lists[place] = np.log(np.maximum(np.mean(every, axis=0), 1e-300))
+        return statistics(_with_options(samples, lists))
+
+    return averaged
+
+
+def _with_options(samples: pd.DataFrame, lists: list[np.ndarray | None]) -> pd.DataFrame:
+    return samples.assign(
+        option_log_probabilities=pd.Series(lists, index=samples.index, dtype=object)
+    )
+
+
+def correct_option(logps: Floats, gold: Integers) -> Floats:
+    """1 where the most probable option is the right one."""
+    scores: Floats = (logps.argmax(axis=1) == gold).astype(np.float64)
+    return scores
+
+
+def letter_excess(samples: pd.DataFrame) -> Floats:
+    """[n, K + 1]: the probability of each letter above its equal share, and 1."""
+    rows, logps, _ = _options(samples)
+    offered = np.isfinite(logps)
+    shares = offered / np.maximum(offered.sum(axis=1, keepdims=True), 1)
+    return spread(np.column_stack([np.exp(logps) - shares, np.ones(len(logps))]), rows)
+
+
+def order_bias_of_sums(sums: Floats) -> Floats:
+    """½ Σ_letter |mean excess|: total variation between the letters' mean odds and equal ones.
+
+    Over all circular orders each option stands at each letter once, so a model that reads the
+    options and not their places has 0; one that always takes the same letter of K, 1 − 1/K.
+    """
+    return ratio(0.5 * np.abs(sums[..., :-1]).sum(axis=-1), sums[..., -1])
+
+
+def letter_recall(samples: pd.DataFrame) -> Floats:
+    """[n, 2·K]: a block of hits and one of questions by the gold's letter."""
+    rows, logps, gold = _options(samples)
+    letters = np.eye(logps.shape[1])[gold]
+    hits = letters * (logps.argmax(axis=1) == gold)[:, None]
+    return spread(np.concatenate([hits, letters], axis=1), rows)
+
+
+def recall_spread_of_sums(sums: Floats) -> Floats:
+    """Standard deviation of the recalls of the letters (Zheng et al., ICLR 2024, RStd), in [0, ½].
+
+    Over the letters that are the answer somewhere.
+    """
+    hits, questions = np.split(sums, 2, axis=-1)
+    recalls = ratio(hits, questions)
+    known = np.isfinite(recalls)
+    count = np.maximum(known.sum(axis=-1), 1)
+    mean = np.where(known, recalls, 0.0).sum(axis=-1) / count
+    squares = np.where(known, (recalls - mean[..., None]) ** 2, 0.0).sum(axis=-1) / count
+    return np.where(known.any(axis=-1), np.sqrt(squares), np.nan)
 
 
 def binned(index_of: Callable[[Floats], Integers], samples: pd.DataFrame) -> Floats:

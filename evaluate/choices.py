@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from cwdpo_bench.calibration import cross_fit_temperature
 from cwdpo_bench.evaluate.answers import (
     is_open_answer,
     parse_mmbench_choice,
@@ -50,8 +51,9 @@ def choice_rows(
 
     Returns:
         `id`, `cluster`, `groups`, `prompt`, `prediction`, `question_type`, `options`, `gold`,
-        `parsed`, `correct`; with log-probabilities `option_log_probabilities` and `option_correct`,
-        null for open questions; `shift` where there are circular orders.
+        `parsed`, `correct`; with log-probabilities `option_log_probabilities`, `option_correct`,
+        null for open questions, and `temperature` likewise, fitted on the other half of the
+        questions (`cross_fit_temperature`); `shift` where there are circular orders.
     """
     guesses = random.Random(OFFICIAL_SEED) if parse_failures == "random" else None
     judged = [
@@ -81,9 +83,31 @@ def choice_rows(
             None if logps is None else sample.letters[int(np.argmax(logps))] == sample.gold
             for sample, logps in zip(samples, known, strict=True)
         )
+        temperatures = _held_out_temperatures(samples, known)
+        if temperatures is not None:
+            rows["temperature"] = _objects(temperatures)
     if any(sample.shift for sample in samples):
         rows["shift"] = [sample.shift for sample in samples]
     return rows
+
+
+def _held_out_temperatures(
+    samples: Sequence[ChoiceSample], log_probabilities: Sequence[np.ndarray | None]
+) -> list[float | None] | None:
+    """A temperature for each question with options, None in all where there is one cluster only."""
+    asked = [place for place, logps in enumerate(log_probabilities) if logps is not None]
+    if len({samples[place].cluster for place in asked}) < 2:
+        return None
+    lists = [np.asarray(log_probabilities[place], dtype=np.float64) for place in asked]
+    padded = np.full((len(asked), max(map(len, lists))), -np.inf)
+    for row, values in zip(padded, lists, strict=True):
+        row[: len(values)] = values
+    golds = [samples[place].letters.index(samples[place].gold) for place in asked]
+    found = cross_fit_temperature(padded, golds, [samples[place].cluster for place in asked])
+    temperatures: list[float | None] = [None] * len(samples)
+    for place, temperature in zip(asked, found.tolist(), strict=True):
+        temperatures[place] = temperature
+    return temperatures
 
 
 def failure_warnings(rows: pd.DataFrame) -> list[str]:

@@ -16,11 +16,16 @@ import pandas as pd
 
 from cwdpo_bench.calibration import (
     aurc_from_sums,
+    auroc_from_sums,
+    ece_classwise_from_sums,
     ece_debiased_from_sums,
     ece_from_sums,
     equal_mass_index,
     equal_width_index,
     mce_from_sums,
+    reliability_part,
+    resolution_part,
+    uncertainty_part,
 )
 from cwdpo_bench.evaluate.caption_statistics import (
     BLEU_ORDERS,
@@ -33,15 +38,24 @@ from cwdpo_bench.evaluate.caption_statistics import (
 )
 from cwdpo_bench.evaluate.choice_statistics import (
     Statistics,
+    after_temperature,
     aurc_statistics,
     binned,
     brier,
     circular_mean,
+    correct_option,
     entropy,
     failure_mean,
+    letter_excess,
+    letter_recall,
     nll,
+    offered_options,
+    option_mass,
     option_scores,
+    order_bias_of_sums,
+    over_shifts,
     plain_mean,
+    recall_spread_of_sums,
     top_1,
 )
 from cwdpo_bench.evaluate.sums import Floats, Integers, column_mean, mean_of_sums
@@ -98,6 +112,7 @@ def _either(column: str, of_options: Statistics) -> Statistics:
 
 _BLEU_COLUMNS = ("bleu_matches", "bleu_guesses", "bleu_length", "bleu_reference_length")
 _OPTIONS = ("option_log_probabilities", "gold")
+_CIRCULAR = (*_OPTIONS, "shift")
 
 
 def _mean(name: str, better: bool | None, columns: tuple[str, ...], of: Statistics) -> Metric:
@@ -106,6 +121,24 @@ def _mean(name: str, better: bool | None, columns: tuple[str, ...], of: Statisti
 
 def _bins(name: str, index_of: Callable[[Floats], Integers], value: Value) -> Metric:
     return Metric(name, False, _OPTIONS, partial(binned, index_of), value)
+
+
+def _part(metric: Metric) -> Metric:
+    """A part or a variant of another metric: reported, not tested."""
+    return replace(metric, compared=False)
+
+
+def _scaled(name: str, of: Statistics, value: Value = mean_of_sums) -> Metric:
+    columns = ("temperature", *_OPTIONS)
+    return _part(Metric(f"{name}_scaled", False, columns, after_temperature(of), value))
+
+
+def _of_shifts(name: str, better: bool, of: Statistics, value: Value = mean_of_sums) -> Metric:
+    return _part(Metric(f"{name}_shift_mean", better, _CIRCULAR, over_shifts(of), value))
+
+
+def _of_letters(name: str, better: bool | None, value: Value) -> Metric:
+    return _part(Metric(name, better, _OPTIONS, offered_options, value))
 
 
 METRICS: dict[str, Metric] = {
@@ -118,10 +151,7 @@ METRICS: dict[str, Metric] = {
         Metric("METEOR", True, ("meteor_statistics",), meteor_statistics, meteor_of_sums),
         _mean("ROUGE-L", True, ("ROUGE-L",), partial(column_mean, "ROUGE-L")),
         _mean("CIDEr", True, ("CIDEr",), partial(column_mean, "CIDEr")),
-        replace(
-            _mean("CIDEr-plain", True, ("CIDEr-plain",), partial(column_mean, "CIDEr-plain")),
-            compared=False,
-        ),
+        _part(_mean("CIDEr-plain", True, ("CIDEr-plain",), partial(column_mean, "CIDEr-plain"))),
         _mean("SPICE", True, ("SPICE",), partial(column_mean, "SPICE")),
         _mean("accuracy", True, ("correct",), partial(circular_mean, "correct")),
         _mean(
@@ -133,9 +163,28 @@ METRICS: dict[str, Metric] = {
         _bins("ece_adaptive", equal_mass_index, ece_from_sums),
         _bins("ece_debiased", equal_mass_index, ece_debiased_from_sums),
         _bins("mce", equal_width_index, mce_from_sums),
+        _of_letters("ece_classwise", False, ece_classwise_from_sums),
         _mean("brier", False, _OPTIONS, option_scores(brier)),
+        _of_letters("brier_reliability", False, reliability_part),
+        _of_letters("brier_resolution", True, resolution_part),
+        _of_letters("brier_uncertainty", None, uncertainty_part),
         _mean("nll", False, _OPTIONS, option_scores(nll)),
         Metric("aurc", False, _OPTIONS, aurc_statistics, aurc_from_sums),
+        _part(Metric("auroc", True, _OPTIONS, aurc_statistics, auroc_from_sums)),
+        _part(_mean("temperature", None, ("temperature",), partial(column_mean, "temperature"))),
+        _scaled("ece", partial(binned, equal_width_index), ece_from_sums),
+        _scaled("ece_adaptive", partial(binned, equal_mass_index), ece_from_sums),
+        _scaled("ece_debiased", partial(binned, equal_mass_index), ece_debiased_from_sums),
+        _scaled("mce", partial(binned, equal_width_index), mce_from_sums),
+        _scaled("brier", option_scores(brier)),
+        _scaled("nll", option_scores(nll)),
+        _of_shifts("accuracy_option", True, option_scores(correct_option)),
+        _of_shifts("ece", False, partial(binned, equal_width_index), ece_from_sums),
+        _of_shifts("brier", False, option_scores(brier)),
+        _of_shifts("nll", False, option_scores(nll)),
+        _part(_mean("option_mass", None, _OPTIONS, option_mass)),
+        _part(Metric("option_order_bias", False, _CIRCULAR, letter_excess, order_bias_of_sums)),
+        _part(Metric("option_recall_sd", False, _CIRCULAR, letter_recall, recall_spread_of_sums)),
         Metric(
             "entropy",
             None,

@@ -104,16 +104,20 @@ def _summary(samples: pd.DataFrame, seed: int) -> dict[str, Any]:
     ends = np.cumsum([block.shape[1] for block in statistics])[:-1]
     totals = np.split(sums.sum(axis=0), ends)
     resampled = np.split(bootstrap_sums(sums, seed=seed), ends, axis=1)
+    values = [np.asarray(m.value(r)) for m, r in zip(metrics, resampled, strict=True)]
+    whole = [float(m.value(t)) for m, t in zip(metrics, totals, strict=True)]
     return {
         "n": sample_count(samples),
         "metrics": {
             metric.name: {
-                "value": float(metric.value(total)),
-                "stderr": bootstrap_stderr(values := metric.value(resamples)),
-                "ci95": list(percentile_interval(values)),
+                "value": value,
+                "stderr": bootstrap_stderr(drawn),
+                "ci95": list(percentile_interval(drawn)),
                 "higher_is_better": metric.higher_is_better,
             }
-            for metric, total, resamples in zip(metrics, totals, resampled, strict=True)
+            for metric, value, drawn in zip(metrics, whole, values, strict=True)
+            # Undefined on these samples, as AUROC is where every answer is right.
+            if np.isfinite(value)
         },
     }
 

@@ -16,6 +16,7 @@ QUALITY = (
     "SPICE",
     "accuracy",
     "accuracy_option",
+    "accuracy_option_shift_mean",
     "accuracy_plain",
     "parse_failures",
 )
@@ -25,16 +26,24 @@ FAMILIES = {
     "hallucination": ("CHAIR-i", "CHAIR-s", "cover", "hal", "cog", "f1", "yes_share"),
     "calibration": (
         *("ece", "ece_adaptive", "ece_debiased", "ece_classwise", "mce", "token_ece"),
-        *("brier", "nll", "aurc", "auroc"),
+        *("brier", "brier_reliability", "brier_resolution", "brier_uncertainty", "nll"),
+        *("aurc", "auroc", "temperature"),
+        *(f"{n}_scaled" for n in ("ece", "ece_adaptive", "ece_debiased", "mce", "brier", "nll")),
+        *(f"{n}_shift_mean" for n in ("ece", "brier", "nll")),
+        *("option_mass", "option_order_bias", "option_recall_sd"),
     ),
     "dynamics": ("entropy", "top1_probability", "tv", "js"),
 }
 """What the other metrics tell; those that stand in none are "other"."""
 
-PLAIN = ("brier", "nll", "entropy", "tv", "js")
+PLAIN = (
+    *("brier", "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_scaled"),
+    *("brier_shift_mean", "nll", "nll_scaled", "nll_shift_mean", "entropy", "tv", "js"),
+    "temperature",
+)
 """Shown as they are, with three decimals; all others × 100, with one."""
 
-UNITS = {"nll": "nats", "entropy": "nats", "js": "nats"}
+UNITS = dict.fromkeys(("nll", "nll_scaled", "nll_shift_mean", "entropy", "js"), "nats")
 
 HEADLINES = ("CIDEr", "accuracy")
 CALIBRATION_HEADLINES = ("token_ece", "ece")
@@ -140,8 +149,9 @@ def _power(task: TaskComparison) -> str:
 def legend(comparison: Comparison) -> list[str]:
     """How the tables are read, line by line."""
     return [
-        "Values × 100, except brier, nll, entropy, tv and js; brackets hold 95 % intervals: "
-        "Wilson's for a share of independent questions, else those of the cluster bootstrap.",
+        "Values × 100, except brier, nll, entropy, temperature, tv and js; brackets hold 95 % "
+        "intervals: Wilson's for a share of independent questions, else those of the cluster "
+        "bootstrap.",
         f"Against the baseline {plain(comparison.baseline)}: "
         f"▲ better, ▼ worse, ↑ higher, ↓ lower where neither is better "
         f"(Holm-adjusted p ≤ {comparison.alpha:g}); = no such difference.",

@@ -19,7 +19,9 @@ from cwdpo_bench.evaluate.choice_statistics import AURC_BINS
 from cwdpo_bench.evaluate.metrics import METRICS, metric_names_for
 
 CALIBRATION = ("ece", "ece_adaptive", "ece_debiased", "mce", "brier", "nll", "aurc")
-DATA_DEPENDENT = {"ece_adaptive", "ece_debiased", "aurc"}
+BY_LETTER = ("ece_classwise", "brier_reliability", "brier_resolution", "brier_uncertainty")
+DATA_DEPENDENT = {"ece_adaptive", "ece_debiased", "aurc", "auroc", *BY_LETTER}
+"""Bins or options are those of the samples at hand."""
 
 
 def corpus_value(name: str, samples: pd.DataFrame) -> float:
@@ -182,6 +184,9 @@ def test_only_metrics_with_their_columns_are_named() -> None:
     samples = choices(np.random.default_rng(6), 5)
     assert set(metric_names_for(samples)) == {
         *CALIBRATION,
+        *BY_LETTER,
+        "auroc",
+        "option_mass",
         "accuracy",
         "accuracy_option",
         "parse_failures",
@@ -214,8 +219,12 @@ def test_choice_metrics_keep_their_bounds_and_ignore_order(seed: int, questions:
     shuffled = samples.sample(frac=1, random_state=seed % 1000)
     for name in metric_names_for(samples):
         value = corpus_value(name, samples)
-        assert value == pytest.approx(corpus_value(name, shuffled), abs=1e-9), name
-        assert 0 <= value <= {"brier": 2.0, "nll": np.inf, "entropy": np.log(6)}.get(name, 1.0)
+        assert value == pytest.approx(corpus_value(name, shuffled), abs=1e-9, nan_ok=True), name
+        # All right or all wrong: nothing to rank.
+        if name == "auroc" and np.isnan(value):
+            continue
+        tops = {"brier": 2.0, "brier_reliability": 2.0, "nll": np.inf, "entropy": np.log(6)}
+        assert 0 <= value <= tops.get(name, 1.0), name
 
 
 @settings(max_examples=25, deadline=None)
@@ -241,3 +250,112 @@ def test_value_takes_many_resamples_at_once() -> None:
             many = metric.value(np.stack([sums, 2 * sums, 0 * sums]))
             assert many[0] == pytest.approx(float(metric.value(sums)))
             assert np.isnan(many[2]), name
+
+
+# --- options three ways --------------------------------------------------------------------------
+
+
+def circular(
+    rng: np.random.Generator, questions: int, options: int, place_weight: float
+) -> pd.DataFrame:
+    """Questions in all orders; log p = what the option says + `place_weight` × where it stands."""
+    rows = []
+    for question in range(questions):
+        content, gold = rng.normal(size=options), int(rng.integers(options))
+        for shift in range(options):
+            # The benchmark's loader: the options from `shift` on, then those before it.
+            shown = np.roll(content, -shift) - place_weight * np.arange(options)
+            logps = shown - np.log(np.exp(shown).sum()) - 0.1
+            rows.append(
+                {
+                    "cluster": f"q{question}",
+                    "shift": shift,
+                    "gold": "ABCDEF"[(gold - shift) % options],
+                    "option_log_probabilities": logps.tolist(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def test_options_are_averaged_over_their_orders() -> None:
+    samples = circular(np.random.default_rng(9), 30, 4, place_weight=1.5)
+    first = samples[samples["shift"] == 0]
+    expected = []
+    for cluster in first["cluster"]:
+        rows = samples[samples["cluster"] == cluster]
+        by_option = [
+            np.roll(softmax(row.option_log_probabilities), row.shift) for row in rows.itertuples()
+        ]
+        expected.append(np.mean(by_option, axis=0))
+    gold = np.array(["ABCD".index(letter) for letter in first["gold"]])
+    means = np.array(expected)
+    assert corpus_value("brier_shift_mean", samples) == pytest.approx(
+        calibration.brier(means, gold)
+    )
+    assert corpus_value("nll_shift_mean", samples) == pytest.approx(calibration.nll(means, gold))
+    right = means.argmax(axis=1) == gold
+    assert corpus_value("accuracy_option_shift_mean", samples) == pytest.approx(right.mean())
+    assert corpus_value("ece_shift_mean", samples) == pytest.approx(
+        calibration.ece(means.max(axis=1), right)
+    )
+
+
+def test_a_model_that_reads_the_options_has_no_order_bias() -> None:
+    samples = circular(np.random.default_rng(10), 40, 4, place_weight=0.0)
+    assert corpus_value("option_order_bias", samples) == pytest.approx(0, abs=1e-12)
+    assert corpus_value("option_recall_sd", samples) == pytest.approx(0, abs=1e-12)
+    for name in ("brier", "nll", "ece"):
+        averaged = corpus_value(f"{name}_shift_mean", samples)
+        assert averaged == pytest.approx(corpus_value(name, samples)), name
+
+
+def test_a_model_that_always_takes_the_first_place_has_the_most_order_bias() -> None:
+    samples = circular(np.random.default_rng(11), 40, 4, place_weight=100.0)
+    assert corpus_value("option_order_bias", samples) == pytest.approx(1 - 1 / 4)
+    assert corpus_value("option_recall_sd", samples) == pytest.approx(np.std([1, 0, 0, 0]))
+    # Its mean over the orders knows nothing.
+    assert corpus_value("nll_shift_mean", samples) == pytest.approx(np.log(4))
+
+
+def test_recall_spread_is_the_deviation_of_the_letters_recalls() -> None:
+    samples = circular(np.random.default_rng(12), 40, 3, place_weight=0.7)
+    probabilities, labels = option_arrays(samples)
+    hit = probabilities.argmax(axis=1) == labels
+    expected = np.std([hit[labels == letter].mean() for letter in range(3)])
+    assert corpus_value("option_recall_sd", samples) == pytest.approx(expected)
+
+
+def test_option_mass_is_the_share_of_the_whole_vocabulary() -> None:
+    samples = choices(np.random.default_rng(13), 50)
+    expected = np.mean([np.exp(x).sum() for x in samples["option_log_probabilities"]])
+    assert corpus_value("option_mass", samples) == pytest.approx(expected)
+
+
+def test_scaled_metrics_are_those_of_the_scaled_probabilities() -> None:
+    rng = np.random.default_rng(14)
+    samples = choices(rng, 200, options=4).astype({"option_log_probabilities": object})
+    samples["temperature"] = rng.choice([0.5, 2.0], 200)
+    logps = np.array(samples["option_log_probabilities"].tolist())
+    _, labels = option_arrays(samples)
+    scaled = calibration.apply_temperature(logps, samples["temperature"].to_numpy())
+    right = scaled.argmax(axis=1) == labels
+    for name in ("brier", "nll"):
+        expected = getattr(calibration, name)(scaled, labels)
+        assert corpus_value(f"{name}_scaled", samples) == pytest.approx(expected), name
+    for name in ("ece", "ece_adaptive", "ece_debiased", "mce"):
+        expected = getattr(calibration, name)(scaled.max(axis=1), right)
+        assert corpus_value(f"{name}_scaled", samples) == pytest.approx(expected), name
+    assert corpus_value("temperature", samples) == pytest.approx(samples["temperature"].mean())
+
+
+def test_parts_by_letter_are_those_of_the_calibration_room() -> None:
+    samples = choices(np.random.default_rng(15), 200, options=4)
+    probabilities, labels = option_arrays(samples)
+    parts = calibration.brier_decomposition(probabilities, labels)
+    for name in ("reliability", "resolution", "uncertainty"):
+        assert corpus_value(f"brier_{name}", samples) == pytest.approx(getattr(parts, name)), name
+    expected = calibration.ece_classwise(probabilities, labels)
+    assert corpus_value("ece_classwise", samples) == pytest.approx(expected)
+    right = probabilities.argmax(axis=1) == labels
+    expected = calibration.auroc(probabilities.max(axis=1), right)
+    assert corpus_value("auroc", samples) == pytest.approx(expected)

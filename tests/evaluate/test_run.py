@@ -18,7 +18,14 @@ CAPTION_METRICS = {
 }
 CHOICE_METRICS = {
     *("accuracy", "accuracy_option", "parse_failures", "ece", "ece_adaptive", "ece_debiased"),
-    *("mce", "brier", "nll", "aurc", "entropy", "top1_probability"),
+    *("mce", "brier", "nll", "aurc", "entropy", "top1_probability", "ece_classwise"),
+    *("brier_reliability", "brier_resolution", "brier_uncertainty", "option_mass", "temperature"),
+    *("ece_scaled", "ece_adaptive_scaled", "ece_debiased_scaled", "mce_scaled", "brier_scaled"),
+    "nll_scaled",
+}
+CIRCULAR_METRICS = {
+    *("accuracy_plain", "accuracy_option_shift_mean", "ece_shift_mean", "brier_shift_mean"),
+    *("nll_shift_mean", "option_order_bias", "option_recall_sd"),
 }
 
 
@@ -63,8 +70,9 @@ def test_captions_have_their_metrics(whole_run, task):
 def test_choices_have_their_metrics(whole_run):
     tasks = whole_run.results["tasks"]
 
-    assert set(tasks["mmmu"]["metrics"]) == CHOICE_METRICS
-    assert set(tasks["mmbench"]["metrics"]) == CHOICE_METRICS | {"accuracy_plain"}
+    # AUROC is there unless all answers are right, or all wrong.
+    assert set(tasks["mmmu"]["metrics"]) - {"auroc"} == CHOICE_METRICS
+    assert set(tasks["mmbench"]["metrics"]) - {"auroc"} == CHOICE_METRICS | CIRCULAR_METRICS
 
 
 def test_groups_are_those_of_the_benchmarks(whole_run):
