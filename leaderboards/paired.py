@@ -268,7 +268,9 @@ def randomization_p(
 
     Metrics of `OWN_EDGES` are left out: their statistics cannot be exchanged.
     """
-    chosen = [m for m in metrics if m not in OWN_EDGES]
+    chosen = [
+        m for m in metrics if m not in OWN_EDGES and one.blocks[m].shape == other.blocks[m].shape
+    ]
     sums = {m: (one.sums(m), other.sums(m)) for m in chosen}
     seen = {m: _gap(m, a.sum(axis=0), b.sum(axis=0)) for m, (a, b) in sums.items()}
     as_large = dict.fromkeys(chosen, 1)

@@ -30,7 +30,7 @@ TRUTH_COLUMNS = ("gold", "references", "options")
 SHARES = ("accuracy", "accuracy_option", "accuracy_plain", "parse_failures")
 """Metrics that are a share of questions: Wilson and McNemar apply."""
 
-OWN_EDGES = ("ece_adaptive", "ece_debiased", "aurc")
+OWN_EDGES = ("ece_adaptive", "ece_debiased", "aurc", "auroc")
 """Metrics whose statistics depend on the other samples: they mean nothing in a part of them."""
 
 
