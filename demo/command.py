@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,13 @@ def run_demo(
         say: where the lines of progress go; standard error by default.
 
     Raises:
-        UserError: the folder holds something else, or a part failed for a reason users can mend.
+        UserError: the folder holds something else, TRL is missing for the extended table, or a part
+            failed for a reason users can mend.
     """
     say = say or _stderr
+    if every_system:
+        # Whether TRL is there is better told now than when the other systems are trained.
+        import_module("cwdpo_bench.train.grpo")
     _claim(output, seed=seed, smoke=smoke)
     data = output / "data"
     if not data.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -68,6 +69,16 @@ def test_all_jobs_start_from_the_base_and_read_the_same_data(tmp_path: Path) -> 
     assert {job.system for job in jobs} == {BASE, *SYSTEMS}
     assert len({(job.base, job.data, job.benchmarks, job.budget, job.seed) for job in jobs}) == 1
     assert [job.system for job in jobs if job.recipe is None] == [BASE]
+
+
+def test_the_extended_table_says_at_once_that_trl_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "cwdpo_bench.train.grpo", raising=False)
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(UserError, match=r"pip install cwdpo-bench\[grpo\]"):
+        run_demo(tmp_path / "demo", every_system=True)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
