@@ -66,6 +66,8 @@ def demo_recipe(name: str, *, seed: int, budget: Budget, learning_rate: float) -
         "trainer.per_device_train_batch_size=16",
         "trainer.gradient_accumulation_steps=1",
         f"dynamics.every={budget.every}",
+        # The whole probe: a short run is watched more closely than the recipes' default.
+        "dynamics.pairs=64",
         *SETTINGS.get(name, ()),
     ]
     stages = load_recipe(name).stages()

@@ -312,7 +312,7 @@ class Dynamics(Section):
     """The probe: how often, on how many held-out pairs, what is told, and what stops a stage."""
 
     every: Annotated[int, Field(gt=0)] = 50
-    pairs: Annotated[int, Field(gt=0)] = 64
+    pairs: Annotated[int, Field(gt=0)] = 48
     answers: Answers = Answers()
     influence: InfluenceProbe = InfluenceProbe()
     verdict: VerdictRules = VerdictRules()

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.train import run as run_module
-from cwdpo_bench.train.data import read_pairs
+from cwdpo_bench.train import stage as stage_module
+from cwdpo_bench.train.data import read_pairs, split_stages
 from cwdpo_bench.train.recipe import load_recipe, shipped_recipes
 from cwdpo_bench.train.run import train
 from cwdpo_bench.train.trainer import Reference, reference_scores
@@ -142,9 +142,10 @@ def test_the_reference_of_stage_2_is_the_end_of_stage_1(
         seen.append((pairs, reference))
         return reference
 
-    monkeypatch.setattr(run_module, "reference_scores", spy)
+    monkeypatch.setattr(stage_module, "reference_scores", spy)
     run(recipe, f"lora.enabled={lora}", "lora.r=4", "trainer.learning_rate=1e-2")
-    ((stage2_pairs, reference),) = seen
+    # Stage 1 scores its rejected answers for an automatic threshold; the reference comes last.
+    stage2_pairs, reference = seen[-1]
 
     first = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"][0]
     assert first["step"] == 1
@@ -187,7 +188,7 @@ def test_auto_cooling_is_mean_and_spread_of_the_reference(
     cooling = record["stages"]["stage2"]["cooling"]
     vlm = load_vlm(tmp_path / "out" / "stage1")
     everything = read_pairs(pairs / "pairs.jsonl").pairs
-    _, second = run_module.split_stages(everything, 0.75, 42)
+    _, second = split_stages(everything, 0.75, 42)
     confidence = reference_scores(vlm, second, 4)["rejected"].mean_logp
     assert cooling["floor"] == pytest.approx(confidence.mean().item(), abs=1e-4)
     assert cooling["tau"] == pytest.approx(confidence.std(correction=0).item(), abs=1e-4)
@@ -430,7 +431,7 @@ def test_a_curriculum_takes_the_pairs_in_the_order_of_their_easiness(
     seen: list[list[int]] = []
     trainers: list[Any] = []
 
-    class Spy(run_module.PreferenceTrainer):
+    class Spy(stage_module.PreferenceTrainer):
         def __init__(self, **kwargs: Any) -> None:
             super().__init__(**kwargs)
             trainers.append(kwargs)
@@ -439,7 +440,7 @@ def test_a_curriculum_takes_the_pairs_in_the_order_of_their_easiness(
             seen.append(inputs["index"].tolist())
             return super().compute_loss(model, inputs, *args, **kw)
 
-    monkeypatch.setattr(run_module, "PreferenceTrainer", Spy)
+    monkeypatch.setattr(stage_module, "PreferenceTrainer", Spy)
     record = run("dpo", "data.curriculum=easy_to_hard")
     assert record["stages"]["stage1"]["curriculum"] == "easy_to_hard"
     assert [index for batch in seen for index in batch] == list(range(20))
@@ -473,7 +474,7 @@ def test_a_resumed_run_reads_its_reference_again_and_refuses_that_of_other_image
     def computed(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(run_module, "reference_scores", computed)
+    monkeypatch.setattr(stage_module, "reference_scores", computed)
     data = folder / "pairs.jsonl"
     assert run("dpo", output="same", data=data, resume=True)["status"] == "finished"
     # Another picture under an old name: the data file is the same to the letter.

@@ -1,0 +1,49 @@
+"""Checkpoints on disk: the last whole one, a finished stage's, and what is said of a full disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers.trainer import TRAINER_STATE_NAME
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.train.base import BaseTrainer
+from cwdpo_bench.vlm import VLM
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The Trainer writes `trainer_state.json` last: a checkpoint without it was cut off."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / TRAINER_STATE_NAME).is_file()]
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The update step at which a checkpoint was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Every library says in its own way that the disk is full; users get one."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        text = str(error)
+        signs = ("No space left", "File too large", "PytorchStreamWriter", "os error 28")
+        if not any(sign in text for sign in signs):
+            raise
+        raise UserError(
+            f"{folder}: a checkpoint cannot be written ({text.splitlines()[0]}); free space, then "
+            "go on with --resume"
+        ) from error
+
+
+def save(vlm: VLM, trainer: BaseTrainer, folder: Path) -> None:
+    """Write the model as `save_pretrained` does, the processor and the Trainer's state."""
+    with disk_errors(folder):
+        vlm.model.save_pretrained(str(folder))
+        vlm.processor.save_pretrained(str(folder))
+        trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
