@@ -99,6 +99,9 @@ def run_jobs(jobs: Sequence[Job]) -> None:
     Raises:
         UserError: a job met one, or a worker was killed.
     """
+    jobs = [job for job in jobs if not _finished(job)]
+    if not jobs:
+        return
     # Read by the workers' libraries when they are loaded; set back for the caller's own work.
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -114,6 +117,10 @@ def run_jobs(jobs: Sequence[Job]) -> None:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+def _finished(job: Job) -> bool:
+    return (job.run / "results.json").is_file() and (job.recipe is None or job.checkpoint.is_dir())
 
 
 def available_cores() -> int:
@@ -164,9 +171,7 @@ class _Display:
 
 
 def _run_job(job: Job, queue: SimpleQueue[_Report]) -> None:
-    """In a worker: train, then score; a system with a finished run is left as it is."""
-    if (job.run / "results.json").is_file() and (job.recipe is None or job.checkpoint.is_dir()):
-        return
+    """In a worker: train, then score."""
     from cwdpo_bench.quiet import quiet_libraries
 
     quiet_libraries()

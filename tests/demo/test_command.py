@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cwdpo_bench.demo import command
+from cwdpo_bench.demo import command, workers
 from cwdpo_bench.demo.command import demo_jobs, run_demo
 from cwdpo_bench.demo.systems import (
     ABLATIONS,
@@ -69,6 +69,23 @@ def test_all_jobs_start_from_the_base_and_read_the_same_data(tmp_path: Path) -> 
     assert {job.system for job in jobs} == {BASE, *SYSTEMS}
     assert len({(job.base, job.data, job.benchmarks, job.budget, job.seed) for job in jobs}) == 1
     assert [job.system for job in jobs if job.recipe is None] == [BASE]
+
+
+def test_finished_systems_need_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = demo_jobs(tmp_path, SYSTEMS, seed=0, smoke=True)
+    for job in jobs:
+        job.run.mkdir(parents=True)
+        (job.run / "results.json").write_text("{}")
+        job.checkpoint.mkdir(parents=True)
+
+    def started(*_: object) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", started)
+    workers.run_jobs(jobs)
+    shutil.rmtree(jobs[0].checkpoint)
+    with pytest.raises(AssertionError, match="a worker was started"):
+        workers.run_jobs(jobs)
 
 
 def test_the_extended_table_says_at_once_that_trl_is_missing(
