@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Read when torch is loaded. The models are tiny: a second thread gains little when the machine is
+# idle, and when it is not the two wait for each other at every operation.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 from typing import Any
 
