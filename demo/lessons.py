@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cwdpo_bench.demo.questions import NUMBERS_IN_DIGITS, Question
-from cwdpo_bench.demo.world import COLOURS, PLACE_NAMES, SHAPES
+from cwdpo_bench.demo.questions import DIRECTIONS, NAMES, NUMBERS_IN_DIGITS, Question
+from cwdpo_bench.demo.world import COLOURS, PLACE_NAMES
 from cwdpo_bench.evaluate.mmmu import lettered
 
 KNOWS = 2
@@ -30,10 +30,10 @@ LOOK_WEIGHT = 0.5
 
 _POOLS = (
     PLACE_NAMES,
-    ("left", "right", "above", "below"),
+    tuple(DIRECTIONS.values()),
     NUMBERS_IN_DIGITS,
     tuple(COLOURS),
-    tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES),
+    NAMES,
 )
 
 

@@ -14,7 +14,8 @@ from string import ascii_uppercase
 from cwdpo_bench.demo.captions import NUMBERS, plural
 from cwdpo_bench.demo.world import COLOURS, PLACE_NAMES, SHAPES, Scene, Thing, relations
 
-_DIRECTIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
+DIRECTIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
+NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ def _relation(scene: Scene, rng: random.Random) -> _Draft | None:
     if not aligned:
         return None
     first, second = rng.choice(aligned)
-    truth = _DIRECTIONS[relations(first, second)[0]]
-    wrong = tuple(word for word in _DIRECTIONS.values() if word != truth)
+    truth = DIRECTIONS[relations(first, second)[0]]
+    wrong = tuple(word for word in DIRECTIONS.values() if word != truth)
     return _Draft(f"Where is the {_name(first)} from the {_name(second)}?", truth, wrong)
 
 
@@ -162,8 +163,7 @@ def _presence(scene: Scene, rng: random.Random) -> _Draft:
 def _absent(scene: Scene, rng: random.Random, number: int) -> list[str]:
     """Names of things that are not there."""
     present = {_name(thing) for thing in scene.things}
-    names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    return rng.sample([name for name in names if name not in present], number)
+    return rng.sample([name for name in NAMES if name not in present], number)
 
 
 def _only(scene: Scene, rng: random.Random, feature: Callable[[Thing], object]) -> Thing | None:
