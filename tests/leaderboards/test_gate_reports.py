@@ -236,7 +236,9 @@ def test_the_pytest_plugin_passes_and_fails_with_the_gates_text(pytester, folder
     )
     # Where the package is installed, its entry point has loaded the plugin already.
     installed = entry_points(group="pytest11", name="cwdpo_bench")
-    found = pytester.runpytest_inprocess(*([] if installed else ["-p", "cwdpo_bench.pytest_plugin"]))
+    found = pytester.runpytest_inprocess(
+        *([] if installed else ["-p", "cwdpo_bench.pytest_plugin"])
+    )
     found.assert_outcomes(passed=2, failed=1)
     found.stdout.fnmatch_lines(["*regression: mmmu accuracy: max_drop 0, detect 6*"])
     found.stdout.no_fnmatch_line("*pytest_plugin.py:*")
