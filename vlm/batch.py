@@ -33,7 +33,8 @@ class Batch:
         mask: [B, L] True on completion tokens, the end-of-turn token included.
         segments: of a packed batch alone, [R, S] for its R rows of S tokens: 0 on padding, 1 on
             the prompt, 2, 3, … on the completions behind it.
-        columns: of a packed batch alone, [B, L] positions in the flattened [R · S] tokens of the
+        tail: of a packed batch alone, [T] the columns of a row from the prompts' last token on.
+        columns: of a packed batch alone, [B, L] positions in the flattened [R · T] tails of the
             hidden states that predict the targets.
     """
 
@@ -41,6 +42,7 @@ class Batch:
     targets: torch.Tensor
     mask: torch.Tensor
     segments: torch.Tensor | None = None
+    tail: torch.Tensor | None = None
     columns: torch.Tensor | None = None
 
     def tensors(self) -> dict[str, Any]:

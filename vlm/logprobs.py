@@ -15,6 +15,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from cwdpo_bench.vlm.batch import Batch
+from cwdpo_bench.vlm.last_layer import last_layer_on_tail
 from cwdpo_bench.vlm.packing import branch_mask
 from cwdpo_bench.vlm.vision import forward_inputs
 
@@ -147,12 +148,13 @@ def completion_hidden(model: Any, batch: Batch) -> torch.Tensor:
     length = batch.targets.shape[1]
     inner = getattr(model, "module", model)
     inputs = forward_inputs(batch.inputs)
-    if batch.segments is not None and batch.columns is not None:
+    if batch.segments is not None and batch.tail is not None and batch.columns is not None:
         dtype = inner.get_input_embeddings().weight.dtype
         mask = branch_mask(batch.segments, dtype)
-        with _head_bypassed(inner):
+        tail = len(batch.tail)
+        with _head_bypassed(inner), last_layer_on_tail(inner, tail):
             packed = model(**inputs, attention_mask=mask, use_cache=False).logits
-        rows: torch.Tensor = packed.flatten(0, 1)[batch.columns]
+        rows: torch.Tensor = packed[:, -tail:].flatten(0, 1)[batch.columns]
         return rows
     with _head_bypassed(inner):
         # One column more: the last prompt token predicts the first completion token.

@@ -93,6 +93,8 @@ def pack_completions(
     segments = _widened(attention.long() * _PROMPT, extra)
     positions = _widened(prompt_inputs["position_ids"], extra)
     targets, mask = pad_completions(completions)
+    # The prompt's last token predicts the first token of every completion.
+    tail = torch.arange(width - 1, width + extra)
     columns = torch.zeros_like(targets)
     after_prompt = prompt_inputs["position_ids"].amax((0, 2)) + 1
     for n, (owner, ids, start) in enumerate(zip(owners, completions, starts, strict=True)):
@@ -100,13 +102,12 @@ def pack_completions(
         tokens[owner, span] = targets[n, : len(ids)]
         segments[owner, span] = segments[owner].max() + 1
         positions[:, owner, span] = after_prompt[owner] + torch.arange(len(ids))
-        # The prompt's last token predicts the first token of every completion.
-        columns[n, : len(ids)] = owner * tokens.shape[1] + torch.arange(start - 1, span.stop - 1)
-        columns[n, 0] = owner * tokens.shape[1] + width - 1
+        columns[n, : len(ids)] = owner * len(tail) + torch.arange(len(ids)) + start - width
+        columns[n, 0] = owner * len(tail)
     per_row = ("attention_mask", "token_type_ids", "mm_token_type_ids")
     inputs = {name: value for name, value in prompt_inputs.items() if name not in per_row}
     inputs.update(input_ids=tokens, position_ids=positions)
-    return Batch(inputs=inputs, targets=targets, mask=mask, segments=segments, columns=columns)
+    return Batch(inputs, targets, mask, segments, tail, columns)
 
 
 def _widened(values: torch.Tensor, extra: int) -> torch.Tensor:

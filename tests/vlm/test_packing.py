@@ -226,3 +226,37 @@ def test_why_a_model_is_not_packed_is_said(packed_vlm: VLM, plain_vlm: VLM) -> N
         assert "sliding window" in str(packing_refusal(packed_vlm.model))
     finally:
         text._attn_implementation, text.layer_types = attention, layers
+
+
+def test_the_last_layer_works_on_the_answers_alone(packed_vlm: VLM) -> None:
+    """Only keys and values of the prompt are computed there: the answers' columns pass its MLP."""
+    batch = _packed(packed_vlm, [LONG], ["a red circle", "two"])
+    layers = packed_vlm.model.get_decoder().layers
+    seen: list[int] = []
+    hooks = [
+        layer.mlp.register_forward_hook(lambda _module, _given, out: seen.append(out.shape[1]))
+        for layer in layers
+    ]
+    completion_statistics(packed_vlm.model, batch)
+    for hook in hooks:
+        hook.remove()
+    width = batch.inputs["input_ids"].shape[1]
+    assert batch.tail is not None
+    assert seen == [*[width] * (len(layers) - 1), len(batch.tail)]
+    # And the layer is itself again: a forward without us returns every position.
+    assert "forward" not in vars(layers[-1])
+    hidden = packed_vlm.model(**batch.inputs, use_cache=False).logits
+    assert hidden.shape[1] == width
+
+
+def test_gradient_checkpointing_keeps_the_last_layer_whole(packed_vlm: VLM) -> None:
+    batch = _packed(packed_vlm, [LONG, SHORT], ["a red circle", "two", "a", "three"])
+    model = packed_vlm.model
+    expected = completion_statistics(model, batch).logps
+    model.gradient_checkpointing_enable()
+    model.train()
+    try:
+        torch.testing.assert_close(completion_statistics(model, batch).logps, expected)
+    finally:
+        model.eval()
+        model.gradient_checkpointing_disable()
