@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,13 +27,9 @@ from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.captions import begin_caption_rows, scorer_signature
 from cwdpo_bench.evaluate.choices import Rules, choice_rows, failure_warnings
-from cwdpo_bench.evaluate.engine import (
-    CaptionAnswer,
-    ChoiceAnswer,
-    answer_captions,
-    answer_choices,
-    refuse_missing_images,
-)
+from cwdpo_bench.evaluate.engine import CaptionAnswer, ChoiceAnswer, Engine, Failure
+from cwdpo_bench.evaluate.images import refuse_missing_images
+from cwdpo_bench.evaluate.in_process import InProcessEngine
 from cwdpo_bench.evaluate.java import find_java
 from cwdpo_bench.evaluate.meteor import kept_meteor
 from cwdpo_bench.evaluate.results import (
@@ -61,6 +57,7 @@ _LIBRARIES = ("torch", "transformers", "peft", "numpy", "pandas", "pycocoevalcap
 
 Scored = tuple[pd.DataFrame, list[str]]
 """The rows of `samples/TASK.parquet`, and what a reader of the scores must know."""
+Answer = TypeVar("Answer", CaptionAnswer, ChoiceAnswer)
 Pending = Callable[[], Scored]
 """Waits for scores that were begun."""
 
@@ -80,16 +77,6 @@ class _ChoiceJob:
 
 
 _Job = _CaptionJob | _ChoiceJob
-
-
-@dataclass(frozen=True)
-class _Engine:
-    """What answers: the model, where its images are, and what the captions are compared with."""
-
-    vlm: VLM
-    root: Path
-    batch_size: int
-    reference: VLM | None
 
 
 def run_tasks(
@@ -133,9 +120,9 @@ def run_tasks(
     load = partial(_load, trust_remote_code=trust_remote_code)
     reference = None if reference_model is None else load(reference_model)
     vlm = load(model) if model_name is None else replace(load(model), name=model_name)
-    engine = _Engine(vlm, data_root, batch_size, reference)
-    entry, shared = _model_entry(vlm), signature_of(_shared_parts(vlm))
-    signatures = {job.task.name: signature_of(_task_parts(job, limit, reference)) for job in jobs}
+    engine = InProcessEngine(vlm, data_root, batch_size, reference)
+    entry, shared = dict(engine.model), signature_of(_shared_parts(engine))
+    signatures = {job.task.name: signature_of(_task_parts(job, limit, engine)) for job in jobs}
     refuse_other_run(output, entry, shared, signatures)
 
     scoring: dict[str, Callable[[], Pending]] = {}
@@ -154,7 +141,11 @@ def run_tasks(
                 rows, warnings = finish()
                 results[name] = TaskResult(rows, signatures[name], warnings)
                 _say(display, [f"{name}: {warning}" for warning in warnings])
-    provenance = {**_provenance(jobs, engine), "not_run": missing, "seconds": seconds}
+    provenance = {
+        **_provenance(jobs, engine, data_root),
+        "not_run": missing,
+        "seconds": seconds,
+    }
     write_run(output, entry, results, provenance, shared)
     return read_run(output)
 
@@ -222,30 +213,29 @@ def _refuse_unwritable(output: Path) -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def _answer(engine: _Engine, job: _Job, display: Progress) -> Callable[[], Pending]:
+def _answer(engine: Engine, job: _Job, display: Progress) -> Callable[[], Pending]:
     """Let the model answer all samples; what comes back begins to score them when called."""
     bar = display.add_task(job.task.name, total=len(job.samples), note="")
+    limit = job.task.max_new_tokens
     progress = partial(display.advance, bar)
     if isinstance(job, _CaptionJob):
-        captions = answer_captions(
-            engine.vlm,
-            job.samples,
-            engine.root,
-            max_new_tokens=job.task.max_new_tokens,
-            batch_size=engine.batch_size,
-            reference=engine.reference,
-            progress=progress,
-        )
+        captions = _in_order(engine.answer_captions(job.samples, max_new_tokens=limit), progress)
         return partial(_begin_captions, job.samples, captions)
-    replies = answer_choices(
-        engine.vlm,
-        job.samples,
-        engine.root,
-        max_new_tokens=job.task.max_new_tokens,
-        batch_size=engine.batch_size,
-        progress=progress,
-    )
+    replies = _in_order(engine.answer_choices(job.samples, max_new_tokens=limit), progress)
     return lambda: partial(_score_choices, job.samples, replies, job.task.rules)
+
+
+def _in_order(
+    replies: Iterable[tuple[int, Answer | Failure]], progress: Callable[[], None]
+) -> list[Answer]:
+    """All replies in the samples' order; a sample that fails ends the run."""
+    answers: dict[int, Answer] = {}
+    for place, answer in replies:
+        if isinstance(answer, Failure):
+            raise UserError(answer.reason)
+        answers[place] = answer
+        progress()
+    return [answers[place] for place in sorted(answers)]
 
 
 def _score_choices(
@@ -271,8 +261,10 @@ def _begin_captions(samples: Sequence[CaptionSample], answers: Sequence[CaptionA
 
 
 def _with_tokens(rows: pd.DataFrame, answers: Sequence[CaptionAnswer]) -> pd.DataFrame:
-    """The rows with the statistics of the references' tokens."""
-    scores = [answer.reference_scores for answer in answers]
+    """The rows with the statistics of the references' tokens, where the engine gives them."""
+    scores = [a.reference_scores for a in answers if a.reference_scores is not None]
+    if len(scores) < len(answers):
+        return rows
     columns: dict[str, list[np.ndarray | None]] = {
         "token_confidences": [score.top1_probabilities for score in scores],
         "token_correct": [score.top1_correct for score in scores],
@@ -291,27 +283,12 @@ def _with_tokens(rows: pd.DataFrame, answers: Sequence[CaptionAnswer]) -> pd.Dat
 # --- what the run folder says about itself -------------------------------------------------------
 
 
-def _model_entry(vlm: VLM) -> dict[str, Any]:
-    return {
-        "name": vlm.name,
-        "architecture": type(vlm.model).__name__,
-        "parameters": sum(parameter.numel() for parameter in vlm.model.parameters()),
-    }
-
-
-def _shared_parts(vlm: VLM) -> dict[str, object]:
+def _shared_parts(engine: Engine) -> dict[str, object]:
     """What changes the scores of every task."""
-    images = vlm.processor.image_processor
-    size = ",".join(f"{k}={v}" for k, v in sorted(dict(getattr(images, "size", {})).items()))
-    return {
-        "cwdpo-bench": __version__,
-        "engine": "hf",
-        "dtype": str(vlm.model.dtype).removeprefix("torch."),
-        "images": f"{type(images).__name__}({size})",
-    }
+    return {"cwdpo-bench": __version__, **engine.signature_parts}
 
 
-def _task_parts(job: _Job, limit: int | None, reference: VLM | None) -> dict[str, object]:
+def _task_parts(job: _Job, limit: int | None, engine: Engine) -> dict[str, object]:
     """What changes the scores of this task."""
     parts: dict[str, object] = {
         "task": job.task.name,
@@ -324,19 +301,18 @@ def _task_parts(job: _Job, limit: int | None, reference: VLM | None) -> dict[str
         "decoding": "greedy",
     }
     if isinstance(job, _CaptionJob):
-        name = "none" if reference is None else reference.name
-        return {**parts, "scorer": scorer_signature(), "shift_from": name}
+        shift_from = "none" if engine.shift_from is None else engine.shift_from
+        return {**parts, "scorer": scorer_signature(), "shift_from": shift_from}
     return {**parts, "scorer": f"{job.task.rules}-rules", "parse_failures": "wrong"}
 
 
-def _provenance(jobs: Sequence[_Job], engine: _Engine) -> dict[str, Any]:
+def _provenance(jobs: Sequence[_Job], engine: Engine, data_root: Path) -> dict[str, Any]:
     return {
         "cwdpo-bench": __version__,
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-        "device": str(engine.vlm.device),
-        "batch_size": engine.batch_size,
-        "data_root": str(engine.root.resolve()),
+        **engine.provenance,
+        "data_root": str(data_root.resolve()),
         "data_sha256": {job.task.name: job.data_sha256 for job in jobs},
     }

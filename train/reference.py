@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import sha256_of, write_with
 from cwdpo_bench.train.data import ImageSource, Masked, Pair
 from cwdpo_bench.train.terms import SequenceScores
+from cwdpo_bench.vlm import processor_fingerprint, weights_fingerprint
 
 REFERENCE_FILE = "reference.safetensors"
 
@@ -94,20 +94,11 @@ def reference_fingerprint(
         precision: in words: the weights' type, autocast, and whether rows are packed.
     """
     return {
-        "model": _of_weights(model),
+        "model": weights_fingerprint(model),
         "pairs": _of_pairs(pairs),
-        "processor": _of_processor(processor),
+        "processor": processor_fingerprint(processor),
         "precision": precision,
     }
-
-
-def _of_weights(model: Any) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(values.numpy().data)
-    return digest.hexdigest()
 
 
 def _of_pairs(pairs: Iterable[Pair]) -> str:
@@ -134,21 +125,3 @@ def _of_image(source: ImageSource) -> str:
     if isinstance(source, Masked):
         return f"{_of_image(source.source)} masked {source.share} {source.seed}"
     return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_of([source])
-
-
-def _of_processor(processor: Any) -> str:
-    # What it saves is all that it does; its tokenizer's settings also say how it was loaded.
-    special = json.dumps(processor.tokenizer.special_tokens_map, sort_keys=True)
-    digest = hashlib.sha256(special.encode())
-    with tempfile.TemporaryDirectory() as folder:
-        processor.save_pretrained(folder)
-        for file in sorted(Path(folder).iterdir()):
-            content = file.read_bytes()
-            if file.name == "tokenizer_config.json":
-                continue
-            if file.name == "tokenizer.json":
-                # How the last batch was padded stands there too.
-                values = {**json.loads(content), "padding": None, "truncation": None}
-                content = json.dumps(values, sort_keys=True).encode()
-            digest.update(file.name.encode() + b"\n" + content)
-    return digest.hexdigest()

@@ -14,10 +14,12 @@ from cwdpo_bench.vlm.batch import (
     encode_prompts,
     merge_prompts,
 )
+from cwdpo_bench.vlm.fingerprint import processor_fingerprint, weights_fingerprint
 from cwdpo_bench.vlm.generation import (
     Generation,
     Sample,
     TokenScores,
+    batches_by_length,
     generate,
     greedy_ids,
     sample,
@@ -63,6 +65,7 @@ __all__ = [
     "append_completions",
     "average_confidence",
     "batch_completions",
+    "batches_by_length",
     "build_batch",
     "build_branches",
     "completion_hidden",
@@ -81,11 +84,13 @@ __all__ = [
     "pack_completions",
     "packing_refusal",
     "path_inside",
+    "processor_fingerprint",
     "sample",
     "score_completions",
     "sequence_logps",
     "token_statistics",
     "vision_is_frozen",
     "vision_parameters",
+    "weights_fingerprint",
     "with_positions",
 ]

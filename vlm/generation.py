@@ -106,13 +106,21 @@ def option_token_ids(tokenizer: Any, letters: Sequence[str]) -> list[int]:
     return ids
 
 
-def _by_length(prompts: Sequence[Prompt], tails: Sequence[str], size: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, so that little of a batch is padding."""
+def batches_by_length(
+    prompts: Sequence[Prompt], size: int, tails: Sequence[str] | None = None
+) -> Iterator[list[int]]:
+    """Indices in batches of like length, so that little of a batch is padding.
+
+    Args:
+        prompts: image sizes count first, then the texts' lengths.
+        size: prompts a batch.
+        tails: what stands behind each prompt.
+    """
 
     def length(index: int) -> tuple[int, int]:
         prompt = prompts[index]
         pixels = sum(image.width * image.height for image in prompt.images)
-        return pixels, len(prompt.text) + len(tails[index])
+        return pixels, len(prompt.text) + (0 if tails is None else len(tails[index]))
 
     order = sorted(range(len(prompts)), key=length)
     for start in range(0, len(order), size):
@@ -136,7 +144,7 @@ def generate(
     answers: list[Generation | None] = [None] * len(prompts)
     tokenizer = vlm.tokenizer
     with _evaluating(vlm.model):
-        for indices in _by_length(prompts, [""] * len(prompts), batch_size):
+        for indices in batches_by_length(prompts, batch_size):
             inputs = encode_prompts(vlm.processor, [prompts[i] for i in indices])
             first = _FirstLogps()
             new = _greedy(vlm, inputs, max_new_tokens, first)
@@ -291,7 +299,7 @@ def score_completions(
         raise UserError(f"models {vlm.name!r} and {reference.name!r} differ in their vocabularies")
     results: list[TokenScores | None] = [None] * len(prompts)
     with _evaluating(vlm.model):
-        for indices in _by_length(prompts, completions, batch_size):
+        for indices in batches_by_length(prompts, batch_size, completions):
             batch = build_batch(
                 vlm.processor, [prompts[i] for i in indices], [completions[i] for i in indices]
             )

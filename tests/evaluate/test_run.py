@@ -7,7 +7,7 @@ import pytest
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate import run as run_module
-from cwdpo_bench.evaluate.engine import answer_choices
+from cwdpo_bench.evaluate.in_process import InProcessEngine
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.evaluate.run import run_tasks
 from cwdpo_bench.progress import progress_bar
@@ -172,8 +172,8 @@ def test_default_tasks_that_are_missing_are_told_and_the_rest_run(
 @pytest.fixture
 def refused(monkeypatch, tiny_model_folder, data_root, tmp_path):
     """Runs that must be refused before the model answers anything or a file is written."""
-    monkeypatch.setattr(run_module, "answer_captions", _no_work)
-    monkeypatch.setattr(run_module, "answer_choices", _no_work)
+    monkeypatch.setattr(InProcessEngine, "answer_captions", _no_work)
+    monkeypatch.setattr(InProcessEngine, "answer_choices", _no_work)
 
     def attempt(match, **arguments):
         settings = {
@@ -265,7 +265,7 @@ def test_another_models_run_folder_is_refused_before_any_work(
     arguments = {"tasks": ["mmbench"], "data_root": data_root_once, "output": tmp_path, "limit": 1}
     run_tasks(tiny_model_folder, model_name="first", **arguments)
     before = (tmp_path / "results.json").read_bytes()
-    monkeypatch.setattr(run_module, "answer_choices", _no_work)
+    monkeypatch.setattr(InProcessEngine, "answer_choices", _no_work)
 
     with pytest.raises(UserError, match=r"holds another run.*'first'.*choose another output"):
         run_tasks(tiny_model_folder, model_name="second", **arguments)
@@ -285,10 +285,13 @@ def test_a_failed_run_leaves_nothing(tiny_model_folder, data_root, tmp_path):
 def test_empty_replies_are_counted_in_a_warning(
     tiny_model_folder, data_root_once, tmp_path, monkeypatch, capsys
 ):
-    def silent(*args, **kwargs):
-        return [answer._replace(text="") for answer in answer_choices(*args, **kwargs)]
+    answer_choices = InProcessEngine.answer_choices
 
-    monkeypatch.setattr(run_module, "answer_choices", silent)
+    def silent(*args, **kwargs):
+        replies = answer_choices(*args, **kwargs)
+        return ((place, answer._replace(text="")) for place, answer in replies)
+
+    monkeypatch.setattr(InProcessEngine, "answer_choices", silent)
 
     folder = run_tasks(
         tiny_model_folder, tasks=["mmbench"], data_root=data_root_once, output=tmp_path

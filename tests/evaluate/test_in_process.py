@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.evaluate import engine
+from cwdpo_bench.evaluate import in_process
 from cwdpo_bench.evaluate.coco import load_coco
-from cwdpo_bench.evaluate.engine import answer_captions, answer_choices
+from cwdpo_bench.evaluate.engine import Failure
+from cwdpo_bench.evaluate.in_process import InProcessEngine
 from cwdpo_bench.evaluate.mmbench import load_mmbench
 from cwdpo_bench.evaluate.mmmu import load_mmmu
 from cwdpo_bench.vlm import load_vlm
@@ -20,6 +22,22 @@ from cwdpo_bench.vlm import load_vlm
 @pytest.fixture(scope="module")
 def vlm(tiny_model_folder):
     return load_vlm(tiny_model_folder)
+
+
+def answer_captions(vlm, samples, root, *, batch_size, max_new_tokens, reference=None):
+    engine = InProcessEngine(vlm, root, batch_size, reference)
+    return _in_order(engine.answer_captions(samples, max_new_tokens=max_new_tokens), samples)
+
+
+def answer_choices(vlm, samples, root, *, batch_size, max_new_tokens):
+    engine = InProcessEngine(vlm, root, batch_size)
+    return _in_order(engine.answer_choices(samples, max_new_tokens=max_new_tokens), samples)
+
+
+def _in_order(replies, samples):
+    answers = sorted(replies, key=lambda reply: reply[0])
+    assert [place for place, _ in answers] == list(range(len(samples)))
+    return [answer for _, answer in answers]
 
 
 def test_a_caption_comes_with_statistics_of_every_reference_token(vlm, data_root):
@@ -48,7 +66,7 @@ def test_a_model_does_not_shift_from_itself(vlm, data_root):
 def test_answers_do_not_depend_on_batch_or_chunk(vlm, data_root, monkeypatch):
     samples = [*load_mmmu(data_root), *load_mmbench(data_root)]
     whole = answer_choices(vlm, samples, data_root, max_new_tokens=2, batch_size=16)
-    monkeypatch.setattr(engine, "CHUNK_PIXELS", 1)
+    monkeypatch.setattr(in_process, "CHUNK_PIXELS", 1)
 
     single = answer_choices(vlm, samples, data_root, max_new_tokens=2, batch_size=1)
 
@@ -72,20 +90,33 @@ def test_every_option_gets_a_log_probability_and_an_open_question_none(vlm, data
     assert lengths == [3, 2, None, 2]
 
 
-def test_progress_counts_every_sample(vlm, data_root):
-    done = []
-
-    answer_choices(
-        vlm,
-        load_mmbench(data_root),
-        data_root,
-        max_new_tokens=1,
-        batch_size=1,
-        progress=done.append,
+def test_replies_come_before_all_images_are_opened(vlm, data_root, monkeypatch):
+    opened = []
+    plain = in_process.open_images
+    monkeypatch.setattr(in_process, "CHUNK_BATCHES", 1)
+    monkeypatch.setattr(
+        in_process, "open_images", lambda s, root: opened.append(s.id) or plain(s, root)
     )
+    samples = load_mmbench(data_root)
 
-    assert sum(done) == 5
-    assert len(done) > 1
+    replies = InProcessEngine(vlm, data_root, 2).answer_choices(samples, max_new_tokens=1)
+
+    assert next(replies)[0] in (0, 1)
+    assert opened == [sample.id for sample in samples[:2]]
+
+
+def test_the_fingerprint_follows_the_weights_and_the_reference(tiny_model_folder, data_root):
+    one, other = load_vlm(tiny_model_folder), load_vlm(tiny_model_folder)
+
+    def prints():
+        engines = [InProcessEngine(vlm, data_root, 1) for vlm in (one, other)]
+        return [engine.fingerprint() for engine in engines]
+
+    same = prints()
+    with torch.no_grad():
+        next(other.model.parameters()).add_(1e-3)
+    assert same[0] == same[1] == prints()[0] != prints()[1]
+    assert InProcessEngine(one, data_root, 1, reference=one).fingerprint() != same[0]
 
 
 def test_a_real_photograph_is_captioned(vlm, data_root, tmp_path):
@@ -102,7 +133,7 @@ def test_too_large_a_batch_says_to_make_it_smaller(vlm, data_root, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(engine, "generate", full)
+    monkeypatch.setattr(in_process, "generate", full)
 
     with pytest.raises(UserError, match="too small for a batch of 64; make the batch size smaller"):
         answer_choices(vlm, load_mmbench(data_root), data_root, max_new_tokens=1, batch_size=64)
@@ -115,7 +146,7 @@ def test_a_model_with_nan_weights_is_refused_with_model_and_sample(tiny_model_fo
 
     with pytest.raises(UserError, match=r"tiny-vlm.*sample '101' is not a finite number"):
         answer_captions(broken, load_coco(data_root), data_root, max_new_tokens=1, batch_size=4)
-    with pytest.raises(UserError, match=r"tiny-vlm.*sample '7-0' is not a finite number"):
+    with pytest.raises(UserError, match=r"tiny-vlm.*sample '9-0' is not a finite number"):
         answer_choices(broken, load_mmbench(data_root), data_root, max_new_tokens=1, batch_size=4)
 
 
@@ -150,16 +181,24 @@ def test_a_bad_image_names_sample_and_file(vlm, data_root, spoil, message):
     samples = load_coco(data_root)
     spoil(data_root / samples[1].image)
 
-    with pytest.raises(UserError, match=rf"sample 102: image .*000000000002\.jpg.*{message}"):
-        answer_captions(vlm, samples, data_root, max_new_tokens=1, batch_size=4)
+    answers = answer_captions(vlm, samples, data_root, max_new_tokens=1, batch_size=4)
+
+    _assert_failed(answers[1], rf"sample 102: image .*000000000002\.jpg.*{message}")
+    assert [isinstance(answer, Failure) for answer in answers] == [False, True, False]
+
+
+def _assert_failed(answer, pattern):
+    assert isinstance(answer, Failure)
+    assert re.search(pattern, answer.reason)
 
 
 @pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd"])
 def test_an_image_path_that_leaves_the_root_is_refused(vlm, data_root, path):
     sample = replace(load_coco(data_root)[0], image=Path(path))
 
-    with pytest.raises(UserError, match=r"sample 101: image path .* leaves the data folder"):
-        answer_captions(vlm, [sample], data_root, max_new_tokens=1, batch_size=1)
+    (answer,) = answer_captions(vlm, [sample], data_root, max_new_tokens=1, batch_size=1)
+
+    _assert_failed(answer, r"sample 101: image path .* leaves the data folder")
 
 
 def test_a_link_out_of_the_root_is_refused(vlm, data_root, tmp_path):
@@ -168,12 +207,14 @@ def test_a_link_out_of_the_root_is_refused(vlm, data_root, tmp_path):
     (data_root / "link.png").symlink_to(outside)
     sample = replace(load_coco(data_root)[0], image=Path("link.png"))
 
-    with pytest.raises(UserError, match="leaves the data folder"):
-        answer_captions(vlm, [sample], data_root, max_new_tokens=1, batch_size=1)
+    (answer,) = answer_captions(vlm, [sample], data_root, max_new_tokens=1, batch_size=1)
+
+    _assert_failed(answer, "leaves the data folder")
 
 
 def test_broken_base64_names_the_sample(vlm, data_root):
     sample = replace(load_mmbench(data_root)[0], images=("not base64!",))
 
-    with pytest.raises(UserError, match="sample 7-0: the image is not base64"):
-        answer_choices(vlm, [sample], data_root, max_new_tokens=1, batch_size=1)
+    (answer,) = answer_choices(vlm, [sample], data_root, max_new_tokens=1, batch_size=1)
+
+    _assert_failed(answer, "sample 7-0: the image is not base64")
