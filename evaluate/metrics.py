@@ -141,6 +141,9 @@ def _of_letters(name: str, better: bool | None, value: Value) -> Metric:
     return _part(Metric(name, better, _OPTIONS, offered_options, value))
 
 
+DIVERSITY = ("distinct-1", "distinct-2", "self-CIDEr", "vendi")
+"""Of several sampled captions an image; more is not better by itself: noise is diverse too."""
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -153,6 +156,7 @@ METRICS: dict[str, Metric] = {
         _mean("CIDEr", True, ("CIDEr",), partial(column_mean, "CIDEr")),
         _part(_mean("CIDEr-plain", True, ("CIDEr-plain",), partial(column_mean, "CIDEr-plain"))),
         _mean("SPICE", True, ("SPICE",), partial(column_mean, "SPICE")),
+        *(_part(_mean(name, None, (name,), partial(column_mean, name))) for name in DIVERSITY),
         _mean("accuracy", True, ("correct",), partial(circular_mean, "correct")),
         _mean(
             "accuracy_option", True, ("option_correct",), partial(circular_mean, "option_correct")

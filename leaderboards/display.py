@@ -32,6 +32,7 @@ FAMILIES = {
         *(f"{n}_shift_mean" for n in ("ece", "brier", "nll")),
         *("option_mass", "option_order_bias", "option_recall_sd"),
     ),
+    "diversity": ("distinct-1", "distinct-2", "self-CIDEr", "vendi"),
     "dynamics": ("entropy", "top1_probability", "tv", "js"),
 }
 """What the other metrics tell; those that stand in none are "other"."""
@@ -39,7 +40,7 @@ FAMILIES = {
 PLAIN = (
     *("brier", "brier_reliability", "brier_resolution", "brier_uncertainty", "brier_scaled"),
     *("brier_shift_mean", "nll", "nll_scaled", "nll_shift_mean", "entropy", "tv", "js"),
-    "temperature",
+    *("temperature", "vendi"),
 )
 """Shown as they are, with three decimals; all others × 100, with one."""
 
