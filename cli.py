@@ -193,6 +193,9 @@ def run(
     reference_model: Annotated[
         str | None, typer.Option(help="Measure TV and JS against this checkpoint.")
     ] = None,
+    diversity: Annotated[
+        int, typer.Option(help="Also sample so many captions an image: how diverse are they?")
+    ] = 0,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -216,6 +219,7 @@ def run(
         limit=limit,
         batch_size=batch_size,
         reference_model=reference,
+        diversity=diversity,
         trust_remote_code=trust_remote_code,
     )
     _show_run(folder.results, output, as_json)

@@ -11,14 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from scipy.stats import entropy
 
 from cwdpo_bench.evaluate.captions import Captions, tokenize
 from cwdpo_bench.evaluate.ngrams import SCALE, Cider, Counts, ngram_counts
 from cwdpo_bench.evaluate.sums import Floats
-
-DISTINCT_ORDERS = 2
 
 
 def diversity_columns(
@@ -38,13 +35,14 @@ def diversity_columns(
     """
     texts, drawn = tokenize(references, samples)
     metric = Cider([[ngram_counts(text.split()) for text in each] for each in texts.values()])
-    rows = []
-    for captions in drawn.values():
-        counts = [ngram_counts(text.split()) for text in captions]
-        kernel = cider_kernel(metric, counts)
-        row = {f"distinct-{n}": distinct(counts, n) for n in range(1, DISTINCT_ORDERS + 1)}
-        rows.append({**row, "self-CIDEr": self_cider(kernel), "vendi": vendi(kernel)})
-    return pd.DataFrame(rows).to_dict("list")
+    counts = [[ngram_counts(text.split()) for text in captions] for captions in drawn.values()]
+    kernels = [cider_kernel(metric, captions) for captions in counts]
+    return {
+        "distinct-1": [distinct(captions, 1) for captions in counts],
+        "distinct-2": [distinct(captions, 2) for captions in counts],
+        "self-CIDEr": [self_cider(kernel) for kernel in kernels],
+        "vendi": [vendi(kernel) for kernel in kernels],
+    }
 
 
 def distinct(captions: Sequence[Counts], order: int) -> float:

@@ -27,10 +27,12 @@ class CaptionAnswer(NamedTuple):
         reference_scores: arrays [L] over the reference's tokens, the end of the turn included
             (fp32, `top1_correct` bool); TV and JS where a reference model was given. None from an
             engine that cannot score a given text.
+        drawn: captions sampled from the model, as many as the engine was asked for.
     """
 
     text: str
     reference_scores: TokenScores | None
+    drawn: tuple[str, ...] = ()
 
 
 class ChoiceAnswer(NamedTuple):
@@ -78,6 +80,10 @@ class Engine(Protocol):
     @property
     def shift_from(self) -> str | None:
         """Name of the model against which captions' TV and JS are measured, where there is one."""
+
+    @property
+    def draws(self) -> int:
+        """How many captions are sampled an image beside the greedy one; 0 or at least 2."""
 
     def fingerprint(self) -> str:
         """What every reply follows from besides sample and generation settings, in one digest.

@@ -26,11 +26,13 @@ from cwdpo_bench.vlm import (
     VLM,
     Prompt,
     batches_by_length,
+    encode_prompt,
     generate,
     processor_fingerprint,
     score_completions,
     weights_fingerprint,
 )
+from cwdpo_bench.vlm import sample as sample_answers
 
 CHUNK_BATCHES = 4
 """Batches whose images are open at a time: enough to sort like sizes into one batch."""
@@ -50,12 +52,15 @@ class InProcessEngine:
         root: the data root; no image may lie outside it.
         batch_size: rows a forward.
         reference: where given, captions get TV and JS of every position between it and `vlm`.
+        draws: captions sampled an image, beside the greedy one, at temperature 1. An image's own
+            depend on its id alone, not on what else is in its batch.
     """
 
     vlm: VLM
     root: Path
     batch_size: int
     reference: VLM | None = None
+    draws: int = 0
 
     name = "hf"
 
@@ -122,10 +127,24 @@ class InProcessEngine:
                     batch_size=self.batch_size,
                     reference=self.reference,
                 )
-            for (place, sample, _), reply, score in zip(batch, generations, scores, strict=True):
+            for opened, reply, score in zip(batch, generations, scores, strict=True):
+                place, sample, prompt = opened
                 for values in (score.logps, score.entropies, score.tv, score.js):
                     _refuse_nan(values, self.vlm, sample.id)
-                yield place, CaptionAnswer(reply.text, score)
+                drawn = self._draw(sample.id, prompt, max_new_tokens)
+                yield place, CaptionAnswer(reply.text, score, drawn)
+
+    def _draw(self, name: str, prompt: Prompt, max_new_tokens: int) -> tuple[str, ...]:
+        if not self.draws:
+            return ()
+        prompts = [encode_prompt(self.vlm.processor, prompt)] * self.draws
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        with torch.random.fork_rng(), _out_of_memory_told(self.draws):
+            torch.manual_seed(seed)
+            drawn = sample_answers(
+                self.vlm, prompts, max_new_tokens=max_new_tokens, batch_size=self.draws
+            )
+        return tuple(one.text for one in drawn)
 
     def answer_choices(
         self, samples: Sequence[ChoiceSample], *, max_new_tokens: int

@@ -27,6 +27,7 @@ from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.captions import begin_caption_rows, scorer_signature
 from cwdpo_bench.evaluate.choices import Rules, choice_rows, failure_warnings
+from cwdpo_bench.evaluate.diversity import diversity_columns
 from cwdpo_bench.evaluate.engine import CaptionAnswer, ChoiceAnswer, Engine, Failure
 from cwdpo_bench.evaluate.images import refuse_missing_images
 from cwdpo_bench.evaluate.in_process import InProcessEngine
@@ -89,6 +90,7 @@ def run_tasks(
     limit: int | None = None,
     batch_size: int = 16,
     reference_model: VLM | str | Path | None = None,
+    diversity: int = 0,
     trust_remote_code: bool = False,
     bars: Progress | None = None,
 ) -> RunFolder:
@@ -103,6 +105,7 @@ def run_tasks(
         limit: only the first so many samples of each task (questions, with all their orders).
         batch_size: rows a forward.
         reference_model: where given, captions also get TV and JS between it and the model.
+        diversity: captions to sample an image, at least 2, for the diversity metrics; 0: none.
         trust_remote_code: let the models' own code run.
         bars: a running display to draw the progress on, for callers that have one.
 
@@ -113,6 +116,8 @@ def run_tasks(
     """
     if batch_size < 1:
         raise UserError(f"batch size must be 1 or more, not {batch_size}")
+    if diversity < 0 or diversity == 1:
+        raise UserError(f"diversity must be 0 (none) or 2 captions an image or more: {diversity}")
     jobs, missing = _plan(tasks, data_root, limit)
     if any(isinstance(job, _CaptionJob) for job in jobs):
         find_java()
@@ -120,7 +125,7 @@ def run_tasks(
     load = partial(_load, trust_remote_code=trust_remote_code)
     reference = None if reference_model is None else load(reference_model)
     vlm = load(model) if model_name is None else replace(load(model), name=model_name)
-    engine = InProcessEngine(vlm, data_root, batch_size, reference)
+    engine = InProcessEngine(vlm, data_root, batch_size, reference, diversity)
     entry, shared = dict(engine.model), signature_of(_shared_parts(engine))
     signatures = {job.task.name: signature_of(_task_parts(job, limit, engine)) for job in jobs}
     refuse_other_run(output, entry, shared, signatures)
@@ -255,7 +260,7 @@ def _begin_captions(samples: Sequence[CaptionSample], answers: Sequence[CaptionA
 
     def finish() -> Scored:
         rows, warnings = begun()
-        return _with_tokens(rows, answers), warnings
+        return _with_diversity(_with_tokens(rows, answers), answers), warnings
 
     return finish
 
@@ -280,6 +285,17 @@ def _with_tokens(rows: pd.DataFrame, answers: Sequence[CaptionAnswer]) -> pd.Dat
     return rows
 
 
+def _with_diversity(rows: pd.DataFrame, answers: Sequence[CaptionAnswer]) -> pd.DataFrame:
+    """The rows with the sampled captions and how much they differ, where any were drawn."""
+    if not all(answer.drawn for answer in answers):
+        return rows
+    drawn = [list(answer.drawn) for answer in answers]
+    references, samples = (
+        dict(zip(rows["id"], c, strict=True)) for c in (rows["references"], drawn)
+    )
+    return rows.assign(drawn=drawn, **diversity_columns(references, samples))
+
+
 # --- what the run folder says about itself -------------------------------------------------------
 
 
@@ -302,7 +318,8 @@ def _task_parts(job: _Job, limit: int | None, engine: Engine) -> dict[str, objec
     }
     if isinstance(job, _CaptionJob):
         shift_from = "none" if engine.shift_from is None else engine.shift_from
-        return {**parts, "scorer": scorer_signature(), "shift_from": shift_from}
+        drawn = {"drawn": f"{engine.draws}@temperature1"} if engine.draws else {}
+        return {**parts, "scorer": scorer_signature(), "shift_from": shift_from, **drawn}
     return {**parts, "scorer": f"{job.task.rules}-rules", "parse_failures": "wrong"}
 
 

@@ -218,3 +218,20 @@ def test_broken_base64_names_the_sample(vlm, data_root):
     (answer,) = answer_choices(vlm, [sample], data_root, max_new_tokens=1, batch_size=1)
 
     _assert_failed(answer, "sample 7-0: the image is not base64")
+
+
+def test_drawn_captions_are_an_images_own_whatever_its_batch(vlm, data_root):
+    samples = load_coco(data_root)
+
+    def drawn(samples, batch_size):
+        engine = InProcessEngine(vlm, data_root, batch_size, draws=3)
+        replies = _in_order(engine.answer_captions(samples, max_new_tokens=6), samples)
+        return [reply.drawn for reply in replies]
+
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    expected = drawn(samples, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {len(captions) for captions in expected} == {3}
+    assert any(len(set(captions)) > 1 for captions in expected)
+    assert drawn(samples[::-1], 1) == expected[::-1]

@@ -7,7 +7,9 @@ import pytest
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate import run as run_module
+from cwdpo_bench.evaluate.diversity import diversity_columns
 from cwdpo_bench.evaluate.in_process import InProcessEngine
+from cwdpo_bench.evaluate.metrics import DIVERSITY
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.evaluate.run import run_tasks
 from cwdpo_bench.progress import progress_bar
@@ -315,6 +317,37 @@ def test_a_callers_own_display_is_drawn_on(tiny_model_folder, data_root_once, tm
         )
 
     assert [(bar.description, bar.completed) for bar in bars.tasks] == [("mmbench", 5)]
+
+
+def test_diversity_of_drawn_captions_stands_beside_the_scores(
+    tiny_model_folder, data_root_once, tmp_path
+):
+    folder = run_tasks(
+        tiny_model_folder, tasks=["coco"], data_root=data_root_once, output=tmp_path, diversity=3
+    )
+
+    task = folder.results["tasks"]["coco"]
+    assert "drawn:3@temperature1" in task["signature"]
+    rows = folder.samples("coco")
+    for name in DIVERSITY:
+        assert task["metrics"][name]["value"] == pytest.approx(rows[name].mean())
+        assert task["metrics"][name]["higher_is_better"] is None
+    texts = dict(zip(rows["id"], map(list, rows["drawn"]), strict=True))
+    references = dict(zip(rows["id"], map(list, rows["references"]), strict=True))
+    assert {len(captions) for captions in texts.values()} == {3}
+    assert rows["vendi"].tolist() == diversity_columns(references, texts)["vendi"]
+
+
+@pytest.mark.parametrize("diversity", [-1, 1])
+def test_one_drawn_caption_is_refused(tiny_model_folder, data_root_once, tmp_path, diversity):
+    with pytest.raises(UserError, match="2 captions an image or more"):
+        run_tasks(
+            tiny_model_folder,
+            tasks=["coco"],
+            data_root=data_root_once,
+            output=tmp_path,
+            diversity=diversity,
+        )
 
 
 def test_tasks_and_prompts_load_without_torch():
