@@ -293,7 +293,8 @@ def _with_diversity(rows: pd.DataFrame, answers: Sequence[CaptionAnswer]) -> pd.
     references, samples = (
         dict(zip(rows["id"], c, strict=True)) for c in (rows["references"], drawn)
     )
-    return rows.assign(drawn=drawn, **diversity_columns(references, samples))
+    rows["drawn"] = drawn
+    return rows.assign(**diversity_columns(references, samples))
 
 
 # --- what the run folder says about itself -------------------------------------------------------
