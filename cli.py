@@ -183,7 +183,7 @@ def run(
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="The run folder.")],
     tasks: Annotated[
-        str | None, typer.Option(help="coco,flickr30k,nocaps,mmmu,mmbench; all that are there.")
+        str | None, typer.Option(help="coco,flickr30k,nocaps,mmmu,mmbench (those there), and pope.")
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option(help="Folder of the benchmarks; else $CWDPO_BENCH_DATA.")

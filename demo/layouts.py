@@ -1,15 +1,17 @@
 """The rendered world written in the layouts of the public sets, as their own loaders read them.
 
     coco/dataset_coco.json            Karpathy's form; images in coco/val2014/
+    coco/annotations/instances_val2014.json   what stands in them, for CHAIR
     flickr30k/dataset_flickr30k.json  the same form in the striped style; flickr30k-images/
     nocaps/nocaps_val_4500_captions.json  COCO's form with `domain`; images/
     mmmu/<Subject>/validation-00000-of-00001.parquet   the official columns
     mmbench/MMBench_DEV_EN_V11.tsv    base64 images
+    pope/coco_pope_{random,popular,adversarial}.json  about COCO's images
     pairs/{train,probe}.jsonl         preference data; images/
-    validation/                       the five benchmarks again from other scenes, for tuning
+    validation/                       the benchmarks again from other scenes, for tuning
 
-No scene stands in two of them: a split holds only the scenes that hash to it, and within a split
-each scene is drawn once.
+No scene stands in two of them but COCO's in POPE: a split holds only the scenes that hash to it,
+and within a split each scene is drawn once.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cwdpo_bench.demo.captions import references
+from cwdpo_bench.demo.objects import write_instances, write_pope
 from cwdpo_bench.demo.pairs import EASY_SHARE, make_pairs
 from cwdpo_bench.demo.questions import OPEN_KINDS, Question, ask
 from cwdpo_bench.demo.world import (
@@ -170,7 +173,12 @@ def render_world(folder: Path, seed: int, sizes: Sizes = DEFAULT) -> None:
 
 def _write_benchmarks(root: Path, pool: _Pool, sizes: BenchmarkSizes) -> None:
     coco = root / "coco"
-    _write_karpathy(coco / "dataset_coco.json", coco / "val2014", pool, sizes.coco, "plain")
+    scenes = _write_karpathy(
+        coco / "dataset_coco.json", coco / "val2014", pool, sizes.coco, "plain"
+    )
+    write_instances(coco / "annotations" / "instances_val2014.json", scenes)
+    # A generator of its own: what the five benchmarks hold does not depend on POPE.
+    write_pope(root / "pope", scenes, random.Random("pope"))
     flickr = root / "flickr30k"
     _write_karpathy(
         flickr / "dataset_flickr30k.json",
@@ -184,16 +192,21 @@ def _write_benchmarks(root: Path, pool: _Pool, sizes: BenchmarkSizes) -> None:
     _write_mmbench(root / "mmbench" / "MMBench_DEV_EN_V11.tsv", pool, sizes.mmbench)
 
 
-def _write_karpathy(path: Path, folder: Path, pool: _Pool, number: int, style: Style) -> None:
-    """`number` images of split `test` and a tenth as many of split `val`."""
+def _write_karpathy(
+    path: Path, folder: Path, pool: _Pool, number: int, style: Style
+) -> dict[str, Scene]:
+    """`number` images of split `test` and a tenth as many of split `val`; the former by name."""
     is_coco = path.name == "dataset_coco.json"
     folder.mkdir(parents=True)
     images: list[dict[str, Any]] = []
+    scenes: dict[str, Scene] = {}
     for imgid in range(number + max(1, round(_VAL_SHARE * number))):
         scene = pool.draw(style)
         # COCO names images by their id; Flickr30k's ids are the names.
         name = f"COCO_val2014_{imgid + 1:012}.png" if is_coco else f"{1_000_000 + imgid}.png"
         (folder / name).write_bytes(pool.png(scene))
+        if imgid < number:
+            scenes[name] = scene
         captions = references(scene, pool.rng)
         sentids = [len(captions) * imgid + k for k in range(len(captions))]
         image = {
@@ -210,6 +223,7 @@ def _write_karpathy(path: Path, folder: Path, pool: _Pool, number: int, style: S
             image |= {"filepath": folder.name, "cocoid": imgid + 1}
         images.append(image)
     write_json(path, {"dataset": "coco" if is_coco else "flickr30k", "images": images})
+    return scenes
 
 
 def _words(caption: str) -> list[str]:

@@ -125,7 +125,7 @@ def _place(scene: Scene, rng: random.Random) -> _Draft | None:
     if thing is None:
         return None
     wrong = tuple(name for name in PLACE_NAMES if name != thing.place)
-    return _Draft(f"Where is the {_name(thing)}?", thing.place, wrong)
+    return _Draft(f"Where is the {thing_name(thing)}?", thing.place, wrong)
 
 
 def _relation(scene: Scene, rng: random.Random) -> _Draft | None:
@@ -136,18 +136,20 @@ def _relation(scene: Scene, rng: random.Random) -> _Draft | None:
         for second in scene.things
         if first != second
         and len(relations(first, second)) == 1
-        and all(_name(t) != _name(o) for t in (first, second) for o in scene.things if o != t)
+        and all(
+            thing_name(t) != thing_name(o) for t in (first, second) for o in scene.things if o != t
+        )
     ]
     if not aligned:
         return None
     first, second = rng.choice(aligned)
     truth = DIRECTIONS[relations(first, second)[0]]
     wrong = tuple(word for word in DIRECTIONS.values() if word != truth)
-    return _Draft(f"Where is the {_name(first)} from the {_name(second)}?", truth, wrong)
+    return _Draft(f"Where is the {thing_name(first)} from the {thing_name(second)}?", truth, wrong)
 
 
 def _odd_one_out(scene: Scene, rng: random.Random) -> _Draft | None:
-    names = [_name(thing) for thing in scene.things]
+    names = [thing_name(thing) for thing in scene.things]
     odd = [name for name in names if names.count(name) == 1]
     twins = sorted({name for name in names if names.count(name) == 2})
     if len(odd) != 1 or not twins:
@@ -156,13 +158,13 @@ def _odd_one_out(scene: Scene, rng: random.Random) -> _Draft | None:
 
 
 def _presence(scene: Scene, rng: random.Random) -> _Draft:
-    truth = _name(rng.choice(scene.things))
+    truth = thing_name(rng.choice(scene.things))
     return _Draft("Which of these is in the picture?", truth, tuple(_absent(scene, rng, 3)))
 
 
 def _absent(scene: Scene, rng: random.Random, number: int) -> list[str]:
     """Names of things that are not there."""
-    present = {_name(thing) for thing in scene.things}
+    present = {thing_name(thing) for thing in scene.things}
     return rng.sample([name for name in NAMES if name not in present], number)
 
 
@@ -173,7 +175,8 @@ def _only(scene: Scene, rng: random.Random, feature: Callable[[Thing], object]) 
     return rng.choice(alone) if alone else None
 
 
-def _name(thing: Thing) -> str:
+def thing_name(thing: Thing) -> str:
+    """`red circle`."""
     return f"{thing.colour} {thing.shape}"
 
 

@@ -18,7 +18,7 @@ from cwdpo_bench.demo.systems import BASE
 from cwdpo_bench.evaluate.captions import caption_rows
 from cwdpo_bench.evaluate.results import read_run, summarize
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
-from cwdpo_bench.evaluate.tasks import TASKS, CaptionTask
+from cwdpo_bench.evaluate.tasks import DEFAULT_TASKS, CaptionTask, find_task
 
 
 class Standing(NamedTuple):
@@ -39,7 +39,8 @@ def standings(folder: Path) -> list[Standing]:
     """
     scores = read_run(folder / "runs" / BASE).results["tasks"]
     found = []
-    for name, task in TASKS.items():
+    for name in DEFAULT_TASKS:
+        task = find_task(name)
         metric = "CIDEr" if isinstance(task, CaptionTask) else "accuracy"
         base = float(scores[name]["metrics"][metric]["value"])
         if isinstance(task, CaptionTask):

@@ -243,3 +243,26 @@ def _quoted(reply: str, options: Mapping[str, str]) -> set[str]:
         for letter, words in found.items()
         if not any(words != other and words in other for other in found.values())
     }
+
+
+# --- POPE ----------------------------------------------------------------------------------------
+
+_DENIALS = frozenset({"no", "not"})
+
+
+def parse_pope_choice(reply: str, options: Mapping[str, str]) -> str | None:
+    """The letter of "No" or "Yes" in the reply's first sentence, or None.
+
+    POPE's own code (AoiDragon/POPE, evaluate.py) looks for "no" and "not" there and takes every
+    other reply for a yes; here a yes has to be said. Marks and capitals make no difference.
+
+    Args:
+        reply: what the model said.
+        options: letter → "Yes" and "No".
+    """
+    first = reply.strip().split(".")[0]
+    words = set(re.findall(r"[^\W_]+", first.casefold()))
+    letters = {text.casefold(): letter for letter, text in options.items()}
+    if words & _DENIALS:
+        return letters["no"]
+    return letters["yes"] if "yes" in words else None

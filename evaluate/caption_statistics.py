@@ -1,4 +1,4 @@
-"""Corpus scores of captions from per-caption statistics: BLEU, METEOR, calibration of tokens.
+"""Corpus scores of captions from per-caption statistics: BLEU, METEOR, CHAIR, tokens' calibration.
 
 Sources: pycocoevalcap 1.2 for BLEU's constants; METEOR 1.5 (Denkowski and Lavie, WMT 2014), whose
 statistics line and English parameters stand below.
@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from cwdpo_bench.calibration import BINS, equal_width_index
-from cwdpo_bench.evaluate.sums import Floats, Integers, present, ratio_or_zero, rectangle, spread
+from cwdpo_bench.evaluate.sums import (
+    Floats,
+    Integers,
+    counted,
+    present,
+    ratio_or_zero,
+    rectangle,
+    spread,
+)
 
 BLEU_ORDERS = 4
 _BLEU_TINY, _BLEU_SMALL = 1e-15, 1e-9
@@ -122,3 +130,26 @@ def token_ece_statistics(samples: pd.DataFrame) -> Floats:
     size = len(samples) * BINS
     blocks = [np.bincount(place, weights=w, minlength=size) for w in (None, confidence, correct)]
     return np.concatenate([b.reshape(len(samples), BINS) for b in blocks], axis=1, dtype=np.float64)
+
+
+def _lengths(samples: pd.DataFrame, column: str) -> Floats:
+    """How long the lists of a column are, [m] for the rows that have objects."""
+    return samples[column][present(samples, "objects")].map(len).to_numpy(dtype=np.float64)
+
+
+def chair_statistics(samples: pd.DataFrame) -> Floats:
+    """[n, 2]: hallucinated mentions of objects, and all mentions (CHAIR-i)."""
+    wrong, named = _lengths(samples, "hallucinated_objects"), _lengths(samples, "named_objects")
+    return spread(np.column_stack([wrong, named]), present(samples, "objects"))
+
+
+def chair_sentence_statistics(samples: pd.DataFrame) -> Floats:
+    """[n, 2]: whether the caption names an object that is not there, and 1 (CHAIR-s)."""
+    wrong = _lengths(samples, "hallucinated_objects") > 0
+    return counted(wrong.astype(np.float64), present(samples, "objects"))
+
+
+def object_recall_statistics(samples: pd.DataFrame) -> Floats:
+    """[n, 2]: objects of the picture that the caption names, and objects of the picture."""
+    found, shown = _lengths(samples, "found_objects"), _lengths(samples, "objects")
+    return spread(np.column_stack([found, shown]), present(samples, "objects"))

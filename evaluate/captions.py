@@ -29,6 +29,7 @@ from cwdpo_bench.evaluate.caption_statistics import (
     bleu_statistics,
     meteor_of_segments,
 )
+from cwdpo_bench.evaluate.chair import chair_columns, unjudged_warnings
 from cwdpo_bench.evaluate.java import filter_lines, java_on_path
 from cwdpo_bench.evaluate.meteor import begin_segments, kept_meteor
 from cwdpo_bench.evaluate.ngrams import Cider, bleu_statistics_of, ngram_counts, rouge_l
@@ -90,12 +91,13 @@ def begin_caption_rows(samples: Sequence[CaptionSample], predictions: Mapping[st
         "prompt": [sample.prompt for sample in samples],
         "prediction": [predictions[sample.id] for sample in samples],
         "references": [list(sample.references) for sample in samples],
+        **chair_columns(samples, predictions),
     }
 
     def finish() -> CaptionRows:
         scores = begun()
         rows = pd.concat([pd.DataFrame(columns), scores.samples], axis=1)
-        return CaptionRows(rows, scores.warnings)
+        return CaptionRows(rows, [*scores.warnings, *unjudged_warnings(samples)])
 
     return finish
 

@@ -55,6 +55,34 @@ def failure_mean(samples: pd.DataFrame) -> Floats:
     return np.column_stack([failed, np.ones(len(samples))])
 
 
+def yes_statistics(samples: pd.DataFrame) -> Floats:
+    """[n, 4]: said yes rightly, said yes wrongly, a yes not said, and 1."""
+    said = samples["said_yes"].to_numpy(dtype=np.bool_)
+    true = (samples["gold"] == "A").to_numpy(dtype=np.bool_)
+    columns = (said & true, said & ~true, ~said & true, np.ones(len(samples)))
+    return np.column_stack(columns).astype(np.float64)
+
+
+def precision_of_sums(sums: Floats) -> Floats:
+    """Of what was answered with yes, the share that is there; NaN where nothing was."""
+    return ratio(sums[..., 0], sums[..., 0] + sums[..., 1])
+
+
+def recall_of_sums(sums: Floats) -> Floats:
+    """Of what is there, the share that was answered with yes."""
+    return ratio(sums[..., 0], sums[..., 0] + sums[..., 2])
+
+
+def f1_of_sums(sums: Floats) -> Floats:
+    """The harmonic mean of precision and recall."""
+    return ratio(2 * sums[..., 0], 2 * sums[..., 0] + sums[..., 1] + sums[..., 2])
+
+
+def yes_share_of_sums(sums: Floats) -> Floats:
+    """How often yes was the answer; half of POPE's questions are to be answered so."""
+    return ratio(sums[..., 0] + sums[..., 1], sums[..., 3])
+
+
 def _options(samples: pd.DataFrame) -> tuple[Bools, Floats, Integers]:
     """The rows that have them [n], their log p over the options [m, K], the gold's index [m].
 

@@ -16,13 +16,15 @@ from cwdpo_bench.evaluate.answers import (
     parse_mmbench_choice,
     parse_mmmu_choice,
     parse_mmmu_open,
+    parse_pope_choice,
 )
 from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE, ChoiceSample
 
-Rules = Literal["mmmu", "mmbench"]
+Rules = Literal["mmmu", "mmbench", "pope"]
 PARSERS: dict[Rules, Callable[[str, Mapping[str, str]], str | None]] = {
     "mmmu": parse_mmmu_choice,
     "mmbench": parse_mmbench_choice,
+    "pope": parse_pope_choice,
 }
 
 OFFICIAL_SEED = 42
@@ -53,7 +55,8 @@ def choice_rows(
         `id`, `cluster`, `groups`, `prompt`, `prediction`, `question_type`, `options`, `gold`,
         `parsed`, `correct`; with log-probabilities `option_log_probabilities`, `option_correct`,
         null for open questions, and `temperature` likewise, fitted on the other half of the
-        questions (`cross_fit_temperature`); `shift` where there are circular orders.
+        questions (`cross_fit_temperature`); `shift` where there are circular orders; `said_yes`
+        with POPE's rules.
     """
     guesses = random.Random(OFFICIAL_SEED) if parse_failures == "random" else None
     judged = [
@@ -86,6 +89,8 @@ def choice_rows(
         temperatures = _held_out_temperatures(samples, known)
         if temperatures is not None:
             rows["temperature"] = _objects(temperatures)
+    if rules == "pope":
+        rows["said_yes"] = rows["parsed"] == "A"
     if any(sample.shift for sample in samples):
         rows["shift"] = [sample.shift for sample in samples]
     return rows

@@ -1,5 +1,7 @@
 """COCO and Flickr30k captions: the Karpathy test split of both, one JSON form.
 
+Where COCO's instance annotations are there as well, its captions also get CHAIR (`chair.py`).
+
 Layouts (Karpathy and Fei-Fei, CVPR 2015):
 `coco/dataset_coco.json` with images in `coco/<filepath>/<filename>`, and
 `flickr30k/dataset_flickr30k.json` with images in `flickr30k/flickr30k-images/` or `images/`.
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate.chair import Instances, objects_shown, read_instances
 from cwdpo_bench.evaluate.samples import CaptionSample
 from cwdpo_bench.files import read_json
 
@@ -30,7 +33,7 @@ def load_coco(root: Path) -> list[CaptionSample]:
     Raises:
         UserError: the file is missing or not in Karpathy's form; the image is named.
     """
-    return _load_karpathy(root, COCO_ANNOTATIONS, None)
+    return _load_karpathy(root, COCO_ANNOTATIONS, None, read_instances(root))
 
 
 def load_flickr30k(root: Path) -> list[CaptionSample]:
@@ -44,7 +47,9 @@ def load_flickr30k(root: Path) -> list[CaptionSample]:
     return _load_karpathy(root, FLICKR30K_ANNOTATIONS, folder)
 
 
-def _load_karpathy(root: Path, annotations: Path, folder: str | None) -> list[CaptionSample]:
+def _load_karpathy(
+    root: Path, annotations: Path, folder: str | None, instances: Instances | None = None
+) -> list[CaptionSample]:
     path = root / annotations
     images = image_list(read_json(path), path)
     samples = []
@@ -61,13 +66,15 @@ def _load_karpathy(root: Path, annotations: Path, folder: str | None) -> list[Ca
             reference(s.get("raw") if isinstance(s, dict) else s, f"{where} ({filename})")
             for s in sentences
         )
+        # Flickr30k has no cocoid; its file names are Flickr's own photograph numbers.
+        name = str(image.get("cocoid", Path(filename).stem))
         samples.append(
             CaptionSample(
-                # Flickr30k has no cocoid; its file names are Flickr's own photograph numbers.
-                id=str(image.get("cocoid", Path(filename).stem)),
+                id=name,
                 prompt=caption_prompt(),
                 image=annotations.parent / filepath / filename,
                 references=references,
+                objects=objects_shown(name, references, instances),
             )
         )
     if not samples:

@@ -165,7 +165,7 @@ class InProcessEngine:
                     [prompt for _, _, prompt in batch],
                     max_new_tokens=max_new_tokens,
                     batch_size=self.batch_size,
-                    options=[sample.letters or None for _, sample, _ in batch],
+                    options=[sample.option_replies or None for _, sample, _ in batch],
                 )
             for (place, sample, _), reply in zip(batch, generations, strict=True):
                 _refuse_nan(reply.option_logps, self.vlm, sample.id)

@@ -31,8 +31,11 @@ from cwdpo_bench.evaluate.caption_statistics import (
     BLEU_ORDERS,
     bleu_of_sums,
     bleu_statistics,
+    chair_sentence_statistics,
+    chair_statistics,
     meteor_of_sums,
     meteor_statistics,
+    object_recall_statistics,
     token_ece_statistics,
     token_mean,
 )
@@ -45,6 +48,7 @@ from cwdpo_bench.evaluate.choice_statistics import (
     circular_mean,
     correct_option,
     entropy,
+    f1_of_sums,
     failure_mean,
     letter_excess,
     letter_recall,
@@ -55,8 +59,12 @@ from cwdpo_bench.evaluate.choice_statistics import (
     order_bias_of_sums,
     over_shifts,
     plain_mean,
+    precision_of_sums,
+    recall_of_sums,
     recall_spread_of_sums,
     top_1,
+    yes_share_of_sums,
+    yes_statistics,
 )
 from cwdpo_bench.evaluate.sums import Floats, Integers, column_mean, mean_of_sums
 
@@ -112,6 +120,8 @@ def _either(column: str, of_options: Statistics) -> Statistics:
 
 _BLEU_COLUMNS = ("bleu_matches", "bleu_guesses", "bleu_length", "bleu_reference_length")
 _OPTIONS = ("option_log_probabilities", "gold")
+_MENTIONS = ("named_objects", "hallucinated_objects")
+_POLAR = ("said_yes", "gold")
 _CIRCULAR = (*_OPTIONS, "shift")
 
 
@@ -163,6 +173,13 @@ METRICS: dict[str, Metric] = {
         ),
         _mean("accuracy_plain", True, ("correct", "shift"), plain_mean),
         _mean("parse_failures", False, ("correct", "parsed"), failure_mean),
+        _mean("CHAIR-i", False, ("objects", *_MENTIONS), chair_statistics),
+        _mean("CHAIR-s", False, ("objects", *_MENTIONS), chair_sentence_statistics),
+        _part(_mean("object_recall", True, ("objects", "found_objects"), object_recall_statistics)),
+        _part(Metric("precision", True, _POLAR, yes_statistics, precision_of_sums)),
+        _part(Metric("recall", True, _POLAR, yes_statistics, recall_of_sums)),
+        Metric("f1", True, _POLAR, yes_statistics, f1_of_sums),
+        _part(Metric("yes_share", None, _POLAR, yes_statistics, yes_share_of_sums)),
         _bins("ece", equal_width_index, ece_from_sums),
         _bins("ece_adaptive", equal_mass_index, ece_from_sums),
         _bins("ece_debiased", equal_mass_index, ece_debiased_from_sums),

@@ -43,6 +43,7 @@ from cwdpo_bench.evaluate.results import (
 )
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
 from cwdpo_bench.evaluate.tasks import (
+    DEFAULT_TASKS,
     TASKS,
     CaptionTask,
     ChoiceTask,
@@ -181,7 +182,7 @@ def _plan(
     if not root.is_dir():
         folders = ", ".join(f"{name}/" for name in TASKS)
         raise UserError(f"data root {root}: no such folder; name the one that holds {folders}")
-    chosen = [find_task(name) for name in dict.fromkeys(names or TASKS)]
+    chosen = [find_task(name) for name in dict.fromkeys(names or DEFAULT_TASKS)]
     missing = [
         f"{task.name} is not run: its data are not under {root}; get them: {task.source}"
         for task in chosen

@@ -8,12 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
+from typing import NamedTuple
 
 ImageSource = Path | bytes | str
 """A file (relative to the data root), its encoded bytes, or base64 text."""
 
 MULTIPLE_CHOICE = "multiple-choice"
 OPEN = "open"
+
+
+class Objects(NamedTuple):
+    """The categories of objects that a picture shows, and all that its benchmark knows."""
+
+    shown: tuple[str, ...]
+    known: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class CaptionSample:
         prompt: the text of the user's turn.
         references: one human caption or more.
         groups: parts of the benchmark that it counts for besides the whole (NoCaps domains).
+        objects: what the picture shows, where the benchmark says it (CHAIR).
     """
 
     id: str
@@ -33,6 +42,7 @@ class CaptionSample:
     prompt: str
     references: tuple[str, ...]
     groups: tuple[str, ...] = ()
+    objects: Objects | None = None
 
     @property
     def cluster(self) -> str:
@@ -55,6 +65,7 @@ class ChoiceSample:
             several accepted ones, as MMMU writes it.
         groups: parts of the benchmark that it counts for besides the whole.
         shift: by how many places the options were rotated; 0 is the benchmark's own order.
+        option_words: what a reply says for each option, where that is not its letter (POPE).
     """
 
     id: str
@@ -66,8 +77,14 @@ class ChoiceSample:
     gold: str
     groups: tuple[str, ...] = ()
     shift: int = 0
+    option_words: tuple[str, ...] = ()
 
     @property
     def letters(self) -> tuple[str, ...]:
         """The options' letters, from A."""
         return tuple(ascii_uppercase[: len(self.options)])
+
+    @property
+    def option_replies(self) -> tuple[str, ...]:
+        """With what a reply that means each option starts; empty for an open question."""
+        return self.option_words or self.letters

@@ -1,4 +1,4 @@
-"""The five benchmarks by name: how each is loaded, prompted and, where missing, got.
+"""The benchmarks by name: how each is loaded, prompted and, where missing, got.
 
 To add a benchmark: a module with its loader beside this one, and an entry here.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cwdpo_bench.errors import UserError, nearest
-from cwdpo_bench.evaluate import coco, mmbench, mmmu, nocaps
+from cwdpo_bench.evaluate import coco, mmbench, mmmu, nocaps, pope
 from cwdpo_bench.evaluate.choices import Rules
 from cwdpo_bench.evaluate.coco import caption_prompt
 from cwdpo_bench.evaluate.mmbench import mmbench_prompt
@@ -68,7 +68,7 @@ _MMMU_TEMPLATE = "\n".join(
 )
 _KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 
-# max_new_tokens are lmms-eval's (tasks coco2017_cap_val, flickr30k_test, nocaps_val, mmmu_val);
+# max_new_tokens are lmms-eval's (coco2017_cap_val, flickr30k_test, nocaps_val, mmmu_val, pope);
 # for MMBench it allows 1024, which no reply of one letter needs and a rambling model uses up.
 TASKS: dict[str, CaptionTask | ChoiceTask] = {
     task.name: task
@@ -126,8 +126,24 @@ TASKS: dict[str, CaptionTask | ChoiceTask] = {
             "MMBench/MMBench_DEV_EN_V11.tsv",
             rules="mmbench",
         ),
+        ChoiceTask(
+            name="pope",
+            split="coco",
+            load=pope.load_pope,
+            files=pope.pope_files,
+            template=pope.pope_prompt("{question}"),
+            max_new_tokens=128,
+            source="pope/coco_pope_{random,popular,adversarial}.json from output/coco/ of "
+            "https://github.com/AoiDragon/POPE, and "
+            "http://images.cocodataset.org/zips/val2014.zip unpacked into coco/",
+            rules="pope",
+        ),
     )
 }
+
+
+DEFAULT_TASKS = ("coco", "flickr30k", "nocaps", "mmmu", "mmbench")
+"""Those of the paper: run where a data root holds them and none is named."""
 
 
 def find_task(name: str) -> CaptionTask | ChoiceTask:

@@ -23,7 +23,10 @@ QUALITY = (
 """What answers are worth."""
 
 FAMILIES = {
-    "hallucination": ("CHAIR-i", "CHAIR-s", "cover", "hal", "cog", "f1", "yes_share"),
+    "hallucination": (
+        *("CHAIR-i", "CHAIR-s", "object_recall"),
+        *("precision", "recall", "f1", "yes_share"),
+    ),
     "calibration": (
         *("ece", "ece_adaptive", "ece_debiased", "ece_classwise", "mce", "token_ece"),
         *("brier", "brier_reliability", "brier_resolution", "brier_uncertainty", "nll"),

@@ -24,7 +24,7 @@ from cwdpo_bench.evaluate.results import RunFolder
 Floats = NDArray[np.float64]
 Names = NDArray[np.str_]
 
-TRUTH_COLUMNS = ("gold", "references", "options")
+TRUTH_COLUMNS = ("gold", "references", "options", "objects")
 """What both runs must hold the same of, or they were not given the same task."""
 
 SHARES = ("accuracy", "accuracy_option", "accuracy_plain", "parse_failures")

@@ -16,6 +16,8 @@ from cwdpo_bench.demo import base_path, data_root, layouts
 from cwdpo_bench.demo.layouts import SMOKE, BenchmarkSizes, Sizes, write_world
 from cwdpo_bench.demo.pretrain import Plan, draw_scenes
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate.coco import load_coco
+from cwdpo_bench.evaluate.pope import SETTINGS, load_pope
 
 _SIZES = Sizes(
     train_pairs=40,
@@ -127,6 +129,27 @@ def test_mmbench_has_the_official_columns_and_some_empty_options(world):
     for row in rows:
         assert row[row["answer"]]
         assert _image(base64.b64decode(row["image"], validate=True)).size == (84, 84)
+
+
+def test_instances_and_pope_speak_of_the_pictures_as_they_are(world):
+    for home in (world, world / "validation"):
+        content = json.loads((home / "coco/annotations/instances_val2014.json").read_text())
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        kinds = {category["id"]: category["name"] for category in content["categories"]}
+        shown = {name: [] for name in names.values()}
+        for mark in content["annotations"]:
+            shown[names[mark["image_id"]]].append(kinds[mark["category_id"]])
+        samples = load_coco(home)
+        assert [sample.image.name for sample in samples] == list(names.values())
+        for sample in samples:
+            assert sample.objects.shown == tuple(sorted(set(shown[sample.image.name])))
+        for sample in load_pope(home):
+            shape = sample.prompt.split(" in the image")[0].split()[-1]
+            if sample.gold == "A":
+                assert shape in shown[sample.cluster]
+        for setting in SETTINGS:
+            golds = [s.gold for s in load_pope(home) if s.groups == (setting,)]
+            assert golds.count("A") == golds.count("B") > 0
 
 
 def test_pairs_have_trls_fields_and_images_beside_the_file(world):
