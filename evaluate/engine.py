@@ -78,6 +78,15 @@ class Engine(Protocol):
         """How it answers without changing what it answers: device, batch size, …"""
 
     @property
+    def chunk_size(self) -> int:
+        """Samples a call that the engine works well on.
+
+        With the composition of a batch the last bits of log-probabilities change. Who needs the
+        same bits from an interrupted and an uninterrupted run asks for the same samples in the same
+        calls: whole groups of this size, and a group again whole.
+        """
+
+    @property
     def shift_from(self) -> str | None:
         """Name of the model against which captions' TV and JS are measured, where there is one."""
 

@@ -29,7 +29,6 @@ from cwdpo_bench.vlm import (
     encode_prompt,
     generate,
     processor_fingerprint,
-    score_completions,
     weights_fingerprint,
 )
 from cwdpo_bench.vlm import sample as sample_answers
@@ -90,6 +89,11 @@ class InProcessEngine:
         return {"device": str(self.vlm.device), "batch_size": self.batch_size}
 
     @property
+    def chunk_size(self) -> int:
+        """Enough to sort like sizes into one batch."""
+        return self.batch_size * CHUNK_BATCHES
+
+    @property
     def shift_from(self) -> str | None:
         """The reference model's name."""
         return None if self.reference is None else self.reference.name
@@ -115,24 +119,23 @@ class InProcessEngine:
             if isinstance(batch, tuple):
                 yield batch
                 continue
-            prompts = [prompt for _, _, prompt in batch]
             with _out_of_memory_told(self.batch_size):
-                generations = generate(
-                    self.vlm, prompts, max_new_tokens=max_new_tokens, batch_size=self.batch_size
-                )
-                scores = score_completions(
+                replies = generate(
                     self.vlm,
-                    prompts,
-                    [sample.references[0] for _, sample, _ in batch],
+                    [prompt for _, _, prompt in batch],
+                    max_new_tokens=max_new_tokens,
                     batch_size=self.batch_size,
+                    completions=[sample.references[0] for _, sample, _ in batch],
                     reference=self.reference,
                 )
-            for opened, reply, score in zip(batch, generations, scores, strict=True):
+            for opened, reply in zip(batch, replies, strict=True):
                 place, sample, prompt = opened
-                for values in (score.logps, score.entropies, score.tv, score.js):
+                scores = reply.scores
+                assert scores is not None
+                for values in (scores.logps, scores.entropies, scores.tv, scores.js):
                     _refuse_nan(values, self.vlm, sample.id)
                 drawn = self._draw(sample.id, prompt, max_new_tokens)
-                yield place, CaptionAnswer(reply.text, score, drawn)
+                yield place, CaptionAnswer(reply.text, scores, drawn)
 
     def _draw(self, name: str, prompt: Prompt, max_new_tokens: int) -> tuple[str, ...]:
         if not self.draws:
@@ -200,7 +203,7 @@ class InProcessEngine:
                 continue
             chunk.append((place, sample, Prompt(sample.prompt, images)))
             pixels += sum(image.width * image.height for image in images)
-            if len(chunk) >= self.batch_size * CHUNK_BATCHES or pixels >= CHUNK_PIXELS:
+            if len(chunk) >= self.chunk_size or pixels >= CHUNK_PIXELS:
                 yield chunk
                 chunk, pixels = [], 0
         if chunk:

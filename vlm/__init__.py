@@ -4,27 +4,20 @@ Loading, images, batches (plain and packed), the one log-probability operation, 
 generation.
 """
 
+from cwdpo_bench.vlm.answering import Generation, generate
 from cwdpo_bench.vlm.batch import (
     Batch,
     EncodedPrompt,
     Prompt,
     append_completions,
+    batches_by_length,
     build_batch,
     encode_prompt,
     encode_prompts,
     merge_prompts,
 )
 from cwdpo_bench.vlm.fingerprint import processor_fingerprint, weights_fingerprint
-from cwdpo_bench.vlm.generation import (
-    Generation,
-    Sample,
-    TokenScores,
-    batches_by_length,
-    generate,
-    greedy_ids,
-    sample,
-    score_completions,
-)
+from cwdpo_bench.vlm.generation import Sample, greedy_ids, sample
 from cwdpo_bench.vlm.images import open_image, path_inside
 from cwdpo_bench.vlm.logprobs import (
     Distribution,
@@ -44,6 +37,7 @@ from cwdpo_bench.vlm.packing import (
     packing_refusal,
     with_positions,
 )
+from cwdpo_bench.vlm.scoring import TokenScores, score_completions
 from cwdpo_bench.vlm.vision import (
     embed_images,
     embedding_refusal,

@@ -7,7 +7,7 @@ is applied to that block alone. `vlm/packing.py` puts several completions behind
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -133,6 +133,27 @@ def completion_ids(tokenizer: Any, completion: str) -> list[int]:
     """Token ids of an answer, the end-of-turn token behind them."""
     ids: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]
     return [*ids, tokenizer.eos_token_id]
+
+
+def batches_by_length(
+    prompts: Sequence[Prompt], size: int, tails: Sequence[str] | None = None
+) -> Iterator[list[int]]:
+    """Indices in batches of like length, so that little of a batch is padding.
+
+    Args:
+        prompts: image sizes count first, then the texts' lengths.
+        size: prompts a batch.
+        tails: what stands behind each prompt.
+    """
+
+    def length(index: int) -> tuple[int, int]:
+        prompt = prompts[index]
+        pixels = sum(image.width * image.height for image in prompt.images)
+        return pixels, len(prompt.text) + (0 if tails is None else len(tails[index]))
+
+    order = sorted(range(len(prompts)), key=length)
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def build_batch(processor: Any, prompts: Sequence[Prompt], completions: Sequence[str]) -> Batch:

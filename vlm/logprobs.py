@@ -6,6 +6,7 @@ log-softmax is taken in fp32. Formulas: SPEC 1 (ℓ̄, Δ) and 2 (entropy, top-1
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,15 +144,33 @@ def _head_bypassed(model: Any) -> Iterator[None]:
         del head.forward
 
 
-def completion_hidden(model: Any, batch: Batch) -> torch.Tensor:
-    """Hidden states [B, L, H] that predict the completion tokens of a batch, packed or plain."""
+def completion_hidden(model: Any, batch: Batch, cache: Any = None) -> torch.Tensor:
+    """Hidden states [B, L, H] that predict the completion tokens of a batch, packed or plain.
+
+    Args:
+        model: a (wrapped) vision-language model.
+        batch: on the model's device.
+        cache: of a packed batch, the keys and values of all positions before its tail: the model
+            has read the prompts and goes on from there. It grows by the tail.
+    """
     length = batch.targets.shape[1]
     inner = getattr(model, "module", model)
     inputs = forward_inputs(batch.inputs)
     if batch.segments is not None and batch.tail is not None and batch.columns is not None:
         dtype = inner.get_input_embeddings().weight.dtype
-        mask = branch_mask(batch.segments, dtype)
         tail = len(batch.tail)
+        if cache is not None:
+            with _head_bypassed(inner):
+                read = model(
+                    input_ids=batch.inputs["input_ids"][:, -tail:],
+                    position_ids=batch.inputs["position_ids"][..., -tail:],
+                    attention_mask=branch_mask(batch.segments, dtype, tail),
+                    use_cache=True,
+                    **{_cache_name(inner): cache},
+                ).logits
+            after: torch.Tensor = read.flatten(0, 1)[batch.columns]
+            return after
+        mask = branch_mask(batch.segments, dtype)
         with _head_bypassed(inner), last_layer_on_tail(inner, tail):
             packed = model(**inputs, attention_mask=mask, use_cache=False).logits
         rows: torch.Tensor = packed[:, -tail:].flatten(0, 1)[batch.columns]
@@ -162,12 +181,19 @@ def completion_hidden(model: Any, batch: Batch) -> torch.Tensor:
     return hidden[:, -(length + 1) : -1]
 
 
+def _cache_name(model: Any) -> str:
+    """Transformers renames what its models call their kept keys and values."""
+    known = inspect.signature(model.get_decoder().forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
+
+
 def completion_statistics(
     model: Any,
     batch: Batch,
     *,
     statistics: bool = False,
     other: Distribution | None = None,
+    cache: Any = None,
 ) -> TokenStatistics:
     """Token statistics of a batch's completions, each [B, L] with zeros on padding.
 
@@ -176,11 +202,12 @@ def completion_statistics(
         batch: on the model's device.
         statistics: also entropy and top-1.
         other: second distribution with hidden states [B, L, H]; adds TV and JS.
+        cache: see `completion_hidden`.
     """
     mask = batch.mask
     second = None if other is None else Distribution(other.hidden[mask], other.head)
     flat = token_statistics(
-        completion_hidden(model, batch)[mask],
+        completion_hidden(model, batch, cache)[mask],
         output_head(getattr(model, "module", model)),
         batch.targets[mask],
         statistics=statistics,

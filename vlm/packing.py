@@ -114,19 +114,24 @@ def _widened(values: torch.Tensor, extra: int) -> torch.Tensor:
     return torch.nn.functional.pad(values, (0, extra))
 
 
-def branch_mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The additive mask [R, 1, S, S] of packed rows: causal, the prompt and the own branch alone.
+def branch_mask(
+    segments: torch.Tensor, dtype: torch.dtype, tail: int | None = None
+) -> torch.Tensor:
+    """The additive mask [R, 1, T, S] of packed rows: causal, the prompt and the own branch alone.
 
     Args:
         segments: [R, S], see `Batch`.
         dtype: of the model's attention.
+        tail: the last so many positions T of each row ask; default all S.
     """
-    query, key = segments[:, :, None], segments[:, None, :]
     size = segments.shape[1]
-    causal = torch.ones(size, size, dtype=torch.bool, device=segments.device).tril()
-    visible = causal & (key > 0) & ((key == query) | (key == _PROMPT))
+    first = 0 if tail is None else size - tail
+    query, key = segments[:, first:, None], segments[:, None, :]
+    places = torch.arange(size, device=segments.device)
+    asking = places[first:, None]
+    visible = (places <= asking) & (key > 0) & ((key == query) | (key == _PROMPT))
     # Padding sees itself: a softmax over nothing is not a number.
-    visible |= torch.eye(size, dtype=torch.bool, device=segments.device)
+    visible |= places == asking
     hidden = torch.finfo(dtype).min
     mask = torch.zeros(visible.shape, dtype=dtype, device=segments.device)
     return mask.masked_fill_(~visible, hidden)[:, None]

@@ -14,6 +14,8 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.vlm import (
     VLM,
     Prompt,
+    append_completions,
+    completion_statistics,
     embed_images,
     encode_prompt,
     encode_prompts,
@@ -23,7 +25,7 @@ from cwdpo_bench.vlm import (
     score_completions,
     with_positions,
 )
-from cwdpo_bench.vlm.generation import option_token_ids
+from cwdpo_bench.vlm.answering import option_ids
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_option_scores_are_those_of_the_first_answer_token(vlm: VLM) -> None:
     answer = generate(vlm, prompt, max_new_tokens=2, options=[["A", "B", "C", "D"]])[0]
     with torch.no_grad():
         logps = vlm.model(**encode_prompts(vlm.processor, prompt)).logits[0, -1].log_softmax(-1)
-    expected = logps[option_token_ids(vlm.tokenizer, ["A", "B", "C", "D"])]
+    expected = logps[[ids[0] for ids in option_ids(vlm.tokenizer, ["A", "B", "C", "D"])]]
     np.testing.assert_allclose(answer.option_logps, expected.numpy(), atol=1e-5)
 
 
@@ -73,9 +75,66 @@ def test_answers_are_greedy_whatever_the_model_ships(vlm: VLM) -> None:
         vlm.model.generation_config = original
 
 
-def test_letters_that_share_a_token_are_refused(vlm: VLM) -> None:
-    with pytest.raises(UserError, match="one token"):
-        option_token_ids(vlm.tokenizer, ["A", "A"])
+@pytest.mark.parametrize("options", [["A", "A"], ["two", "A", "two"]])
+def test_options_that_nothing_tells_apart_are_refused(vlm: VLM, options: list[str]) -> None:
+    with pytest.raises(UserError, match="alike"):
+        option_ids(vlm.tokenizer, options)
+
+
+def test_an_empty_option_is_refused(vlm: VLM) -> None:
+    with pytest.raises(UserError, match="is empty"):
+        option_ids(vlm.tokenizer, ["A", ""])
+
+
+TEXTS = ["a red circle left of two", "a", "a red", "blue", "B"]
+
+
+@pytest.fixture(scope="module", params=["packed", "plain"])
+def either(request: pytest.FixtureRequest, tiny_plain_folder: Path, vlm: VLM) -> VLM:
+    return vlm if request.param == "packed" else load_vlm(tiny_plain_folder)
+
+
+def test_options_of_several_tokens_get_the_sum_over_their_tokens(either: VLM) -> None:
+    """Against one forward of its own for every option."""
+    prompts = _prompts(4)
+    options = [TEXTS, None, TEXTS[:2], ["A", "B"]]
+    answers = generate(either, prompts, max_new_tokens=5, batch_size=4, options=options)
+    plain = generate(either, prompts, max_new_tokens=5, batch_size=4)
+    assert [a.text for a in answers] == [a.text for a in plain]
+    assert answers[1].option_logps is None
+    for prompt, answer, texts in zip(prompts, answers, options, strict=True):
+        inputs = encode_prompts(either.processor, [prompt])
+        for place, ids in enumerate(option_ids(either.tokenizer, texts or [])):
+            batch = append_completions(inputs, [ids])
+            with torch.no_grad():
+                expected = completion_statistics(either.model, batch).logps.sum()
+            assert answer.option_logps is not None
+            assert answer.option_logps[place] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_a_completion_is_scored_on_what_was_read_for_the_answer(either: VLM) -> None:
+    prompts = [*_prompts(3), Prompt("Say something."), *_prompts(1)]
+    completions = ["a red circle", "two", "x", "left of the blue square and of two", "a"]
+    answers = generate(
+        either, prompts, max_new_tokens=6, batch_size=3, completions=completions, reference=either
+    )
+    oracle = score_completions(either, prompts, completions, batch_size=5)
+    alone = [generate(either, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+    assert [a.text for a in answers] == [a.text for a in alone]
+    for answer, expected in zip(answers, oracle, strict=True):
+        scores = answer.scores
+        assert scores is not None
+        assert scores.tv is not None
+        assert scores.js is not None
+        np.testing.assert_allclose(scores.logps, expected.logps, atol=1e-4)
+        np.testing.assert_allclose(scores.entropies, expected.entropies, atol=1e-4)
+        np.testing.assert_allclose(
+            scores.top1_probabilities, expected.top1_probabilities, atol=1e-4
+        )
+        np.testing.assert_array_equal(scores.top1_correct, expected.top1_correct)
+        # Read two ways, from the cache and in a row of its own, it is one distribution.
+        assert scores.tv.max() < 1e-4
+        assert abs(scores.js).max() < 1e-4
 
 
 def test_scores_come_in_the_given_order_with_their_own_lengths(vlm: VLM) -> None:
