@@ -149,6 +149,7 @@ def run_tasks(
                 _say(display, [f"{name}: {warning}" for warning in warnings])
     provenance = {
         **_provenance(jobs, engine, data_root),
+        **_checkpoint(model),
         "not_run": missing,
         "seconds": seconds,
     }
@@ -323,6 +324,13 @@ def _task_parts(job: _Job, limit: int | None, engine: Engine) -> dict[str, objec
         drawn = {"drawn": f"{engine.draws}@temperature1"} if engine.draws else {}
         return {**parts, "scorer": scorer_signature(), "shift_from": shift_from, **drawn}
     return {**parts, "scorer": f"{job.task.rules}-rules", "parse_failures": "wrong"}
+
+
+def _checkpoint(model: VLM | str | Path) -> dict[str, str]:
+    """Where the weights lie on this machine, and their learning dynamics with them."""
+    if isinstance(model, VLM) or not Path(model).is_dir():
+        return {}
+    return {"checkpoint": str(Path(model).resolve())}
 
 
 def _provenance(jobs: Sequence[_Job], engine: Engine, data_root: Path) -> dict[str, Any]:

@@ -76,9 +76,13 @@ def judge(
     run = _first_run(squeezed, rules.persist)
     persists = len(changes) >= rules.persist and all(fallen[-rules.persist :])
     if run is not None and fallen[-1] and pushes_down:
-        return Verdict("squeezing", _squeezing_words(rows, changes, squeezed, run), evidence)
+        end = _end_of_run(squeezed, run)
+        words = _squeezing_words(rows, changes, run, end)
+        return Verdict("squeezing", words, evidence | _moment(changes, run, end))
     if persists:
-        return Verdict("displacement", _displacement_words(changes, pushes_down), evidence)
+        start = len(fallen) - fallen[::-1].index(False) if False in fallen else 0
+        found = evidence | _moment(changes, start, len(changes) - 1)
+        return Verdict("displacement", _displacement_words(changes, pushes_down), found)
     return Verdict("healthy", _healthy_words(changes[-1], rules), evidence)
 
 
@@ -114,6 +118,19 @@ def _first_run(flags: Sequence[bool], length: int) -> int | None:
     return None
 
 
+def _end_of_run(flags: Sequence[bool], start: int) -> int:
+    """The last place of the run of true values that holds `start`."""
+    end = start
+    while end + 1 < len(flags) and flags[end + 1]:
+        end += 1
+    return end
+
+
+def _moment(changes: Sequence[_Change], first: int, last: int) -> dict[str, float]:
+    """The steps of the stage between which the verdict's signs were there."""
+    return {"first_step": changes[first].step, "last_step": changes[last].step}
+
+
 def _evidence(rows: Sequence[dict[str, Any]], changes: Sequence[_Change]) -> dict[str, float]:
     """What the sentence rests on; JSON has no NaN, so what is not known is absent."""
     found: dict[str, float] = {}
@@ -143,15 +160,10 @@ def _known(rows: Sequence[dict[str, Any]], column: str) -> list[float]:
 def _squeezing_words(
     rows: Sequence[dict[str, Any]],
     changes: Sequence[_Change],
-    squeezed: Sequence[bool],
     first: int,
+    end: int,
 ) -> str:
-    begin = changes[first]
-    # The last measurement of this stretch of squeezing.
-    end = first
-    while end + 1 < len(changes) and squeezed[end + 1]:
-        end += 1
-    at = changes[end]
+    begin, at = changes[first], changes[end]
     words = (
         f"squeezing: at steps {begin.step} to {at.step} the chosen answers had lost "
         f"{-at.chosen:.2f} nats a token and the rejected ones {-at.rejected:.2f}, while the argmax "

@@ -166,6 +166,7 @@ def test_default_tasks_that_are_missing_are_told_and_the_rest_run(
 
     assert list(folder.results["tasks"]) == ["mmbench"]
     not_run = folder.results["provenance"]["not_run"]
+    assert folder.results["provenance"]["checkpoint"] == str(tiny_model_folder.resolve())
     assert [line.split(" ")[0] for line in not_run] == ["coco", "flickr30k", "nocaps", "mmmu"]
     assert "caption_datasets.zip" in not_run[0]
     assert "hf download MMMU/MMMU" in capsys.readouterr().err

@@ -65,6 +65,7 @@ def test_squeezing_is_not_forgotten_when_the_top_breaks_down_later() -> None:
     found = judge(_rows([-0.15, -0.15, -0.5, -0.9], [0.06, 0.07, -0.1, -0.4], LOSER), RULES)
     assert found.name == "squeezing"
     assert "at steps 25 to 50" in found.sentence
+    assert (found.evidence["first_step"], found.evidence["last_step"]) == (25, 50)
     assert "by step 100 the chosen answers have lost 0.90" in found.sentence
 
 
