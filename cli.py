@@ -454,6 +454,60 @@ def leaderboard(
     print(output or update)
 
 
+@app.command()
+def report(
+    runs: RunsArgument,
+    output: Annotated[Path | None, typer.Option(help="The HTML file to write.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Another of them as the baseline.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="The gate's rules (YAML); else ours.")] = None,
+    pictures: Annotated[bool, typer.Option(help="Show the samples' pictures, small.")] = True,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the benchmarks lie, if not where the runs say.")
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="SYSTEM=FOLDER: where its checkpoint lies, if not where its run says."),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "cwdpo-bench report",
+    on_mismatch: OnMismatchOption = "stop",
+    on_signature: OnSignatureOption = "stop",
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Open it in a browser here (127.0.0.1 only).")
+    ] = False,
+) -> None:
+    """Write one HTML file to look at: verdict, differences, curves, every answer."""
+    quiet_libraries()
+    from cwdpo_bench.evaluate import thumbnails
+    from cwdpo_bench.files import write_text
+    from cwdpo_bench.leaderboards import build_report, parse_systems, serve_report
+
+    if output is None and not serve:
+        raise UserError("name a file with --output, or open the report with --serve")
+    page = build_report(
+        parse_systems(runs),
+        baseline,
+        title=title,
+        policy=policy,
+        pictures=thumbnails if pictures else None,
+        data_root=data_root,
+        checkpoints=dict(_named_folder(text) for text in checkpoint or ()),
+        on_mismatch=on_mismatch,
+        on_signature=on_signature,
+    )
+    if output is not None:
+        write_text(output, page)
+        print(f"{output}: {len(page.encode()):,} bytes")
+    if serve:
+        serve_report(page)
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, sign, folder = text.partition("=")
+    if not (name and sign and folder):
+        raise UserError(f"--checkpoint {text}: must read SYSTEM=FOLDER")
+    return name, Path(folder)
+
+
 def _show(comparison: Comparison) -> None:
     from rich.console import Console
 

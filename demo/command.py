@@ -29,9 +29,10 @@ from cwdpo_bench.demo.systems import (
 )
 from cwdpo_bench.demo.workers import Job, run_jobs
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate import thumbnails
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import read_json, write_json, write_text
-from cwdpo_bench.leaderboards import compare_runs, render, to_markdown
+from cwdpo_bench.leaderboards import build_report, compare_runs, render, to_markdown
 
 DYNAMICS_COLUMNS = ("chosen_mean_logp", "top1_probability", "token_ece", "tv", "js")
 _DATA_SEED = 0
@@ -84,11 +85,22 @@ def run_demo(
     dynamics = {BASE: {c: float(first[c]) for c in DYNAMICS_COLUMNS}, **dynamics}
     title = f"cwdpo-bench demo, seed {seed}" + (", smoke test: not a result" if smoke else "")
     write_text(output / "LEADERBOARD.md", to_markdown(comparison, dynamics=dynamics, title=title))
+    # Where the checkpoints lie is told: the folder may have been moved since they were scored.
+    checkpoints = {name: output / "checkpoints" / name for name in systems}
+    page = build_report(
+        runs,
+        title=title,
+        pictures=thumbnails,
+        data_root=data,
+        checkpoints=checkpoints,
+    )
+    write_text(output / "report.html", page)
     _draw(output, systems)
     console = Console(width=None)
     console.print(render(comparison, details=False))
     console.print(_dynamics_table(dynamics))
-    say(f"written: {output / 'LEADERBOARD.md'}, {output / 'plots'}, {output / 'runs'}")
+    written = ("report.html", "LEADERBOARD.md", "plots", "runs")
+    say(f"written: {', '.join(str(output / name) for name in written)}")
 
 
 def demo_jobs(output: Path, systems: Sequence[str], *, seed: int, smoke: bool) -> list[Job]:

@@ -12,6 +12,8 @@ from cwdpo_bench.leaderboards.comparison import (
 from cwdpo_bench.leaderboards.exports import to_csv, to_html, to_latex
 from cwdpo_bench.leaderboards.markdown import to_markdown
 from cwdpo_bench.leaderboards.model_card import to_model_index, update_between_markers
+from cwdpo_bench.leaderboards.report import build_report
+from cwdpo_bench.leaderboards.report_server import serve_report
 from cwdpo_bench.leaderboards.systems import parse_systems
 from cwdpo_bench.leaderboards.table import render, render_text
 
@@ -21,10 +23,12 @@ __all__ = [
     "Score",
     "System",
     "TaskComparison",
+    "build_report",
     "compare_runs",
     "parse_systems",
     "render",
     "render_text",
+    "serve_report",
     "to_csv",
     "to_html",
     "to_json",

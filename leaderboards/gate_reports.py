@@ -32,14 +32,15 @@ def headline(result: GateResult) -> str:
 
 def to_text(result: GateResult) -> str:
     """Every check with its metric, difference, interval and rule; the verdict last."""
-    lines = [_line(check) for check in result.checks]
+    lines = [line_of(check) for check in result.checks]
     lines += [f"note: {note}" for note in result.notes]
     if result.error is not None:
         lines.append(f"error: {plain(result.error)}")
     return "\n".join([*lines, headline(result)])
 
 
-def _line(check: Check) -> str:
+def line_of(check: Check) -> str:
+    """A check's verdict, what was found and, where nothing could be told, what would tell."""
     kind = "" if check.required else " (advisory)"
     said = f"{SIGNS[check.verdict]} {check.verdict}{kind}: {plain(check.name)}: "
     return said + plain(check.reason) + _more(check)
@@ -73,7 +74,9 @@ def to_summary(result: GateResult) -> str:
         ]
         blocks.append(table(headings, rows))
         unsettled = [check for check in result.checks if check.verdict != "pass"]
-        blocks += ["\n".join(f"- {escape(_line(check))}" for check in unsettled)] * bool(unsettled)
+        blocks += ["\n".join(f"- {escape(line_of(check))}" for check in unsettled)] * bool(
+            unsettled
+        )
     blocks += [escape(note) for note in result.notes]
     if result.level is not None:
         wide = f"{100 * (1 - 2 * result.level):g}"

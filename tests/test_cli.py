@@ -16,7 +16,7 @@ import cwdpo_bench.cli as front_door
 from cwdpo_bench.cli import main
 from cwdpo_bench.errors import UserError
 
-COMMANDS = ["demo", "train", "diagnose", "run", "score", "compare", "gate", "leaderboard"]
+COMMANDS = ["demo", "train", "diagnose", "run", "score", "compare", "gate", "leaderboard", "report"]
 
 
 class Done(NamedTuple):
@@ -184,6 +184,18 @@ def test_a_table_that_cannot_be_written_is_one_line(
     run = tmp_path / "run"
     cli("score", "--task", "mmmu", "--predictions", replies, "--output", run)
     assert "cannot be written" in _error(cli, "leaderboard", run, "--output", "/proc/none/x.md")
+
+
+def test_report_writes_one_page(cli: Cli, replies: Path, tmp_path: Path) -> None:
+    run, page = tmp_path / "run", tmp_path / "report.html"
+    cli("score", "--task", "mmmu", "--predictions", replies, "--output", run)
+    done = cli("report", run, "--output", page, "--title", "Nightly")
+    assert done.returncode == 0, done.stderr
+    assert "<title>Nightly</title>" in page.read_text()
+    assert f"{page}: {page.stat().st_size:,} bytes" in done.stdout
+    assert "--output, or open the report with --serve" in _error(cli, "report", run)
+    assert "SYSTEM=FOLDER" in _error(cli, "report", run, "--output", page, "--checkpoint", "x")
+    assert "cannot be written" in _error(cli, "report", run, "--output", "/proc/none/x.html")
 
 
 def test_an_unknown_format_is_named(cli: Cli, replies: Path, tmp_path: Path) -> None:

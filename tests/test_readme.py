@@ -36,7 +36,17 @@ def test_installation_and_test_command_stand_in_readme() -> None:
 
 def test_every_command_of_the_front_door_is_shown() -> None:
     shown = {command.split()[1] for command in _commands() if command.startswith("cwdpo-bench ")}
-    assert shown == {"demo", "train", "diagnose", "run", "score", "compare", "gate", "leaderboard"}
+    assert shown == {
+        "demo",
+        "train",
+        "diagnose",
+        "run",
+        "score",
+        "compare",
+        "gate",
+        "leaderboard",
+        "report",
+    }
 
 
 def test_every_room_stands_in_the_tree() -> None:
@@ -76,5 +86,5 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    for left in ("cwdpo-demo/LEADERBOARD.md", "checkpoints/mine/config.json", "LEADERBOARD.md"):
+    for left in ("cwdpo-demo/report.html", "checkpoints/mine/config.json", "LEADERBOARD.md"):
         assert (tmp_path / left).is_file()

@@ -134,6 +134,10 @@ def test_the_smoke_demo_leaves_everything_and_repeats_itself(tmp_path: Path) -> 
         assert (first / "plots" / f"dynamics-{name}.png").is_file()
     board = (first / "LEADERBOARD.md").read_text(encoding="utf-8")
     assert all(name in board for name in (BASE, *SYSTEMS))
+    page = (first / "report.html").read_text(encoding="utf-8")
+    assert "no curves" not in page.replace("base: no curves", "")
+    assert "data:image/webp" in page
+    assert '"pictures-0"' in page
 
     # An interrupted demo goes on: what is finished stays, what is missing is made again.
     finished = (first / "runs" / "sft" / "results.json").stat().st_mtime_ns

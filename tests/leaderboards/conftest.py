@@ -1,10 +1,13 @@
+import io
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.results import TaskResult, signature_of, write_run
 
 
@@ -75,10 +78,37 @@ def save(path, name, tasks, signature="engine:hf|dtype:float32", **provenance):
     return path
 
 
+class Pictures:
+    """A reader of pictures that needs no benchmark: noise, a picture an id, `size` pixels."""
+
+    def __init__(self, ids, size=(32, 24), broken=()):
+        self._ids, self._size, self._broken, self._made = ids, size, broken, {}
+
+    def sources(self, task, root, data_sha256=None):
+        if root.name == "gone":
+            raise UserError(f"{root}: holds no data of {task}")
+        return {name: (name,) for name in self._ids}
+
+    def thumbnail(self, source, root, edge, quality):
+        if source in self._broken:
+            raise UserError(f"{source} is broken")
+        key = (edge, quality, sum(source.encode()) % 20)
+        if key not in self._made:
+            width, height = self._size
+            noise = np.random.default_rng(key[2]).integers(0, 255, (height, width, 3))
+            image, buffer = Image.fromarray(noise.astype(np.uint8)), io.BytesIO()
+            image.thumbnail((edge, edge))
+            image.save(buffer, "WEBP", quality=quality)
+            self._made[key] = buffer.getvalue()
+        return self._made[key]
+
+
 @pytest.fixture(scope="session")
 def make():
     """The builders above, for tests; test folders are no packages to import from."""
-    return SimpleNamespace(choices=choices, captions=captions, task=task, save=save)
+    return SimpleNamespace(
+        choices=choices, captions=captions, task=task, save=save, pictures=Pictures
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,223 @@
+"""What the report's sample browser shows: every system's answer to every sample, as JSON.
+
+Under a budget of bytes the samples on which the systems differ most stay. Where a system has
+several seeds, the answers are those of its first run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cwdpo_bench.leaderboards.report_calibration import option_probabilities
+from cwdpo_bench.leaderboards.report_pictures import Pictures, Wanted
+
+BUDGET = 9_000_000
+"""Bytes of JSON for all samples of a page."""
+
+CAPTION_SCORES = ("CIDEr", "METEOR", "ROUGE-L")
+"""The first of them that the samples hold says which caption is better."""
+
+LONGEST = 1500
+"""Characters of a reply, prompt or reference; the rest is told by its length."""
+
+CONFIDENT = 0.8
+"""A wrong answer at this probability or more is "confidently wrong"."""
+
+_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but tab and line feed, and those that turn the direction of writing."""
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """The samples of one task, the baseline's order.
+
+    Attributes:
+        name: of the task.
+        kind: "captions" or "choices".
+        metric: by which answers are better or worse; None where nothing tells.
+        systems: names, the baseline first.
+        rows: one a sample, as the page reads them.
+        sizes: of each row as JSON, in bytes.
+        interest: how far the systems' answers are apart, by row.
+        prompts: that the rows refer to.
+    """
+
+    name: str
+    kind: str
+    metric: str | None
+    systems: tuple[str, ...]
+    rows: list[dict[str, Any]]
+    sizes: list[int]
+    interest: list[float]
+    prompts: list[str]
+
+
+def task_samples(task: str, systems: Mapping[str, pd.DataFrame], baseline: str) -> TaskSamples:
+    """The samples of a task as the page shows them.
+
+    Args:
+        task: its name.
+        systems: name → samples of its (first) run; all hold the same ids.
+        baseline: the system that leads where it did the task.
+    """
+    names = tuple(sorted(systems, key=lambda name: name != baseline))
+    first = systems[names[0]]
+    captions = "references" in first
+    columns = [c for c in CAPTION_SCORES if all(c in table for table in systems.values())]
+    metric = (columns[0] if columns else None) if captions else "accuracy"
+    tables = {name: systems[name].set_index("id").loc[first["id"]].reset_index() for name in names}
+    answers = [
+        _captions(table, metric) if captions else _choices(table) for table in tables.values()
+    ]
+    prompts: dict[str, int] = {}
+    rows = []
+    for place, record in enumerate(first.to_dict("records")):
+        prompt = _text(record.get("prompt", ""))
+        row: dict[str, Any] = {
+            "id": _text(record["id"]),
+            "q": prompts.setdefault(prompt, len(prompts)),
+            "a": [own[place] for own in answers],
+        }
+        if len(record["groups"]):
+            row["g"] = [_text(group) for group in record["groups"]]
+        if record.get("shift"):
+            row["s"] = int(record["shift"])
+        if captions:
+            row["r"] = [_text(reference) for reference in record["references"]]
+        else:
+            row["o"] = [_text(option) for option in record["options"]]
+            row["t"] = _text(record["gold"])
+        rows.append(row)
+    return TaskSamples(
+        name=task,
+        kind="captions" if captions else "choices",
+        metric=metric,
+        systems=names,
+        rows=rows,
+        sizes=[len(dumps(row).encode()) for row in rows],
+        interest=_interest(rows, captions),
+        prompts=list(prompts),
+    )
+
+
+def dumps(value: Any) -> str:
+    """JSON without spaces that is safe inside a `<script>` of the page.
+
+    No `<` is left, so that no text can end the element or begin a comment in it.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def choose(
+    tasks: Sequence[TaskSamples], budget: int = BUDGET
+) -> tuple[dict[str, list[int]], list[Wanted]]:
+    """Which rows fit the page, and all of those in the order in which their pictures matter.
+
+    Tasks are treated alike: each gives its most telling rows first.
+
+    Returns:
+        Task → places of the rows that stay, in their order; and these samples, the most telling
+        first.
+    """
+    ranked = []
+    for number, task in enumerate(tasks):
+        order = sorted(range(len(task.rows)), key=lambda place: (-task.interest[place], place))
+        ranked += [(rank / len(order), number, place) for rank, place in enumerate(order)]
+    kept: dict[str, list[int]] = {task.name: [] for task in tasks}
+    wanted, used = [], 0
+    for _, number, place in sorted(ranked):
+        task = tasks[number]
+        used += task.sizes[place] + 16
+        if used > budget:
+            break
+        kept[task.name].append(place)
+        wanted.append(Wanted(task.name, task.rows[place]["id"]))
+    return {name: sorted(places) for name, places in kept.items()}, wanted
+
+
+def task_json(task: TaskSamples, places: Sequence[int], pictures: Pictures) -> str:
+    """A task's samples as the page reads them."""
+    rows = []
+    for place in places:
+        row = dict(task.rows[place])
+        if own := pictures.of.get(Wanted(task.name, row["id"])):
+            row["p"] = own
+        rows.append(row)
+    content = {
+        "task": task.name,
+        "kind": task.kind,
+        "metric": task.metric,
+        "systems": list(task.systems),
+        "prompts": task.prompts,
+        "confident": CONFIDENT,
+        "total": len(task.rows),
+        "rows": rows,
+    }
+    return dumps(content)
+
+
+def _captions(samples: pd.DataFrame, metric: str | None) -> list[list[Any]]:
+    """Text and score of each caption."""
+    scores = [None] * len(samples) if metric is None else samples[metric].tolist()
+    return [
+        [_text(caption), None if score is None else round(float(score), 4)]
+        for caption, score in zip(samples["prediction"], scores, strict=True)
+    ]
+
+
+def _choices(samples: pd.DataFrame) -> list[list[Any]]:
+    """Reply, what was read from it, whether that is right, and the options' probabilities."""
+    known = "option_log_probabilities" in samples
+    rows = option_probabilities(samples) if known else [None] * len(samples)
+    return [
+        [
+            _text(reply),
+            None if parsed is None or parsed != parsed else _text(parsed),
+            int(correct),
+            None if odds is None else [round(p, 4) for p in odds],
+        ]
+        for reply, parsed, correct, odds in zip(
+            samples["prediction"], samples["parsed"], samples["correct"], rows, strict=True
+        )
+    ]
+
+
+def _interest(rows: Sequence[Mapping[str, Any]], captions: bool) -> list[float]:
+    """How far the answers are apart: in score, or in being right and in the odds of the truth."""
+    if captions:
+        scores = np.array(
+            [[0.0 if a[1] is None else a[1] for a in row["a"]] for row in rows], dtype=np.float64
+        )
+    else:
+        scores = np.array(
+            [[a[2] + _odds(a[3], row["t"]) for a in row["a"]] for row in rows], dtype=np.float64
+        )
+    if not len(rows):
+        return []
+    spread: list[float] = (scores.max(axis=1) - scores.min(axis=1)).tolist()
+    return spread
+
+
+def _odds(probabilities: Sequence[float] | None, gold: str) -> float:
+    place = ord(gold) - ord("A") if len(gold) == 1 else -1
+    if probabilities is None or not 0 <= place < len(probabilities):
+        return 0.0
+    return probabilities[place]
+
+
+def _text(value: object) -> str:
+    """Text of bounded length whose control and direction characters are spelt out."""
+    words = str(value)
+    if len(words) > LONGEST:
+        words = f"{words[:LONGEST]}… ({len(words) - LONGEST:,} more characters)"
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", words)

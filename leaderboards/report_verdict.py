@@ -1,0 +1,199 @@
+"""The verdict on top of a report: what the gate says of each system, and what was found, in words.
+
+The gate is `gate.run_gate` with the package's own policy, or one that the caller names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cwdpo_bench.leaderboards.comparison import Comparison, Score, System, TaskComparison
+from cwdpo_bench.leaderboards.display import (
+    MARKS,
+    interval,
+    number,
+    overview,
+    p_value,
+    plain,
+)
+from cwdpo_bench.leaderboards.gate import GateResult, run_gate
+from cwdpo_bench.leaderboards.gate_reports import SIGNS, line_of
+
+_WORDS = {
+    "pass": "passes",
+    "regression": "regression",
+    "inconclusive": "inconclusive",
+    "not judged": "not judged",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One significant difference of a headline metric.
+
+    Attributes:
+        verdict: better or worse.
+        words: task, metric, both values, difference, interval and p.
+    """
+
+    verdict: str
+    words: str
+
+
+@dataclass(frozen=True)
+class SystemVerdict:
+    """What is said of one system.
+
+    Attributes:
+        name: of the system.
+        verdict: of the gate: pass, regression, inconclusive or not judged.
+        sign: the verdict's.
+        words: the verdict as a word of the page.
+        reason: in one sentence.
+        findings: significant differences of the headline metrics, better and worse.
+        checks: the gate's lines that did not pass.
+        passed: how many of the gate's checks did.
+    """
+
+    name: str
+    verdict: str
+    sign: str
+    words: str
+    reason: str
+    findings: tuple[Finding, ...] = field(default=())
+    checks: tuple[str, ...] = field(default=())
+    passed: int = 0
+
+
+def judge_systems(comparison: Comparison, policy: Path | None = None) -> list[SystemVerdict]:
+    """The gate's answer for every system but the baseline, in the comparison's order.
+
+    Args:
+        comparison: what `compare_runs` gave.
+        policy: the gate's rules; the package's own by default.
+    """
+    base = next(s for s in comparison.systems if s.name == comparison.baseline)
+    return [
+        _judge(comparison, system, base, policy)
+        for system in comparison.systems
+        if system is not base
+    ]
+
+
+def headline(verdicts: Sequence[SystemVerdict], baseline: str) -> str:
+    """All verdicts in a sentence or two."""
+    if not verdicts:
+        return f"{plain(baseline)} stands alone: there is nothing to compare it with."
+    named = {
+        kind: [plain(v.name) for v in verdicts if v.verdict == kind]
+        for kind in ("pass", "regression", "inconclusive", "not judged")
+    }
+    said = {
+        "pass": "no worse than {base} within the gate's limits: {names}",
+        "regression": "worse than {base} beyond the gate's limits: {names}",
+        "inconclusive": "too few samples to tell: {names}",
+        "not judged": "could not be judged: {names}",
+    }
+    parts = [
+        said[kind].format(base=plain(baseline), names=", ".join(names))
+        for kind, names in named.items()
+        if names
+    ]
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def leaders(comparison: Comparison) -> list[str]:
+    """Who leads each headline metric, as far as the tests can tell."""
+    if len(comparison.systems) < 2:
+        return []
+    lines = []
+    for columns in overview(comparison).values():
+        for task, metric in columns:
+            ranks = task.ranks.get(metric, {})
+            first = [plain(name) for name, rank in ranks.items() if rank == 1]
+            if not first or len(ranks) < 2:
+                continue
+            place = f"{plain(task.name)} {metric}"
+            if len(first) == 1:
+                lines.append(f"{place}: {first[0]}, significantly better than every other")
+            elif len(first) == len(ranks):
+                lines.append(f"{place}: the test set does not tell the {len(ranks)} systems apart")
+            else:
+                lines.append(f"{place}: {', '.join(first)} share the first rank")
+    return lines
+
+
+def _judge(
+    comparison: Comparison, system: System, base: System, policy: Path | None
+) -> SystemVerdict:
+    findings = tuple(_findings(comparison, system.name))
+    if len(system.paths) > 1 or len(base.paths) > 1:
+        several = system if len(system.paths) > 1 else base
+        reason = (
+            f"the gate judges single runs, and {plain(several.name)} is {len(several.paths)} "
+            "seeds; the differences below are over the seeds"
+        )
+        return SystemVerdict(
+            system.name, "not judged", SIGNS["not judged"], "seeds", reason, findings
+        )
+    result = run_gate(system.path, base.path, policy)
+    failed = tuple(line_of(c) for c in result.checks if c.verdict != "pass")
+    return SystemVerdict(
+        name=system.name,
+        verdict=result.verdict,
+        sign=SIGNS[result.verdict],
+        words=_WORDS[result.verdict],
+        reason=_reason(result),
+        findings=findings,
+        checks=failed,
+        passed=sum(check.verdict == "pass" for check in result.checks),
+    )
+
+
+def _reason(result: GateResult) -> str:
+    if result.error is not None:
+        return plain(result.error)
+    required = [check for check in result.checks if check.required]
+    guilty = [check for check in required if check.verdict == result.verdict]
+    places = ", ".join(dict.fromkeys(f"{plain(c.task)} {c.metric}" for c in guilty))
+    if result.verdict == "pass":
+        return (
+            f"none of {len(required)} required checks shows a loss beyond its limit, and each test "
+            "set could have shown one"
+        )
+    if result.verdict == "regression":
+        return f"a loss beyond the limit is shown on {places}"
+    if result.verdict == "inconclusive":
+        needed = [c.samples_needed for c in guilty if c.samples_needed is not None]
+        more = f"; about {max(needed):,} images or questions would tell" if needed else ""
+        return f"neither a loss nor its absence is shown on {places}{more}"
+    if not required:
+        return "the runs hold nothing that the policy requires"
+    return f"{places}: {plain(guilty[0].reason)}"
+
+
+def _findings(comparison: Comparison, system: str) -> list[Finding]:
+    found = []
+    for columns in overview(comparison).values():
+        for task, metric in columns:
+            score = task.scores.get(system, {}).get(metric)
+            if score is not None and score.difference is not None:
+                verdict = score.difference.verdict
+                if verdict in ("better", "worse"):
+                    words = _words(comparison, task, metric, score)
+                    found.append(Finding(verdict, f"{MARKS[verdict]} {words}"))
+    return found
+
+
+def _words(comparison: Comparison, task: TaskComparison, metric: str, score: Score) -> str:
+    difference = score.difference
+    assert difference is not None
+    base = task.scores[comparison.baseline][metric].value
+    return (
+        f"{plain(task.name)} {metric} {number(metric, base)} → {number(metric, score.value)}: "
+        f"{number(metric, difference.value, signed=True)} "
+        f"{interval(metric, difference.ci95, signed=True)}, p {p_value(difference.p_holm)}"
+    )
