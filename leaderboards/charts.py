@@ -142,8 +142,7 @@ def reliability_chart(bins: ReliabilityBins, label: str, unit: str) -> Markup:
             whisker = line(middle, y.at(ends[0]), middle, y.at(ends[1]), class_="whisker")
             marks.append(whisker)
         parts.append(element("g", *marks))
-    parts.append(text(4, 186, "n", class_="muted"))
-    parts.append(text(158, 176, f"max {most:,}", text_anchor="end", class_="muted small"))
+    parts.append(text(24, 178, f"n ≤ {most:,}", class_="small"))
     return drawing(164, 220, label, parts)
 
 

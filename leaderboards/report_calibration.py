@@ -115,7 +115,7 @@ def _of_tokens(samples: pd.DataFrame) -> Calibration:
     confidence = np.concatenate([np.asarray(x, np.float64) for x in known["token_confidences"]])
     right = np.concatenate([np.asarray(x, dtype=bool) for x in known["token_correct"]])
     clusters = np.repeat(known["cluster"].to_numpy(), lengths)
-    title = "tokens of the first reference"
+    title = "reference tokens"
     return Calibration((_diagram(title, confidence, right, clusters, "tokens"),))
 
 

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cwdpo_bench.leaderboards.comparison import Comparison, Score, System, TaskComparison
+from cwdpo_bench.leaderboards.comparison import Comparison, Difference, System, TaskComparison
 from cwdpo_bench.leaderboards.display import (
     MARKS,
     interval,
     number,
     overview,
-    p_value,
     plain,
 )
 from cwdpo_bench.leaderboards.gate import GateResult, run_gate
@@ -35,7 +34,7 @@ class Finding:
 
     Attributes:
         verdict: better or worse.
-        words: task, metric, both values, difference, interval and p.
+        words: task, metric, difference and interval.
     """
 
     verdict: str
@@ -83,7 +82,7 @@ def judge_systems(comparison: Comparison, policy: Path | None = None) -> list[Sy
 
 
 def headline(verdicts: Sequence[SystemVerdict], baseline: str) -> str:
-    """All verdicts in a sentence or two."""
+    """All verdicts in a sentence, and who gained without losing in another."""
     if not verdicts:
         return f"{plain(baseline)} stands alone: there is nothing to compare it with."
     named = {
@@ -102,7 +101,13 @@ def headline(verdicts: Sequence[SystemVerdict], baseline: str) -> str:
         if names
     ]
     text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
+    gained = [plain(v.name) for v in verdicts if {f.verdict for f in v.findings} == {"better"}]
+    more = (
+        f" Significantly better on a headline metric and worse on none: {', '.join(gained)}."
+        if gained
+        else ""
+    )
+    return f"{text[0].upper()}{text[1:]}.{more}"
 
 
 def leaders(comparison: Comparison) -> list[str]:
@@ -183,17 +188,13 @@ def _findings(comparison: Comparison, system: str) -> list[Finding]:
             if score is not None and score.difference is not None:
                 verdict = score.difference.verdict
                 if verdict in ("better", "worse"):
-                    words = _words(comparison, task, metric, score)
+                    words = _words(task, metric, score.difference)
                     found.append(Finding(verdict, f"{MARKS[verdict]} {words}"))
     return found
 
 
-def _words(comparison: Comparison, task: TaskComparison, metric: str, score: Score) -> str:
-    difference = score.difference
-    assert difference is not None
-    base = task.scores[comparison.baseline][metric].value
+def _words(task: TaskComparison, metric: str, difference: Difference) -> str:
     return (
-        f"{plain(task.name)} {metric} {number(metric, base)} → {number(metric, score.value)}: "
-        f"{number(metric, difference.value, signed=True)} "
-        f"{interval(metric, difference.ci95, signed=True)}, p {p_value(difference.p_holm)}"
+        f"{plain(task.name)} {metric} {number(metric, difference.value, signed=True)} "
+        f"{interval(metric, difference.ci95, signed=True)}"
     )

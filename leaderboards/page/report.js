@@ -180,7 +180,8 @@
       image.alt = "";
       item.append(image);
     } else item.append(make("span", "none"));
-    const words = make("span", "words", row.a[state.system][0] || "(no words)");
+    const answer = row.a[state.system][0] || "(no words)";
+    const words = make("span", "words", captions() ? answer : `${answer} — ${data.prompts[row.q]}`);
     words.dir = "auto";
     item.append(words, gainOf(row));
     item.addEventListener("click", () => select(place));
@@ -221,6 +222,7 @@
     const facts = [...(row.g || [])];
     if (row.s) facts.push(`options rotated by ${row.s}`);
     if (facts.length) parts.push(make("p", "muted", facts.join(" · ")));
+    const [top, said] = [make("div", "top"), make("div", "said")];
     if (row.p && row.p.length) {
       const pictures = make("div", "pictures");
       row.p.forEach((place, number) => {
@@ -228,23 +230,26 @@
         image.alt = row.p.length > 1 ? `image ${number + 1} of the sample` : "the sample's image";
         pictures.append(image);
       });
-      parts.push(pictures);
+      top.append(pictures);
     }
+    top.append(said);
+    parts.push(top);
     const prompt = make("pre", "", data.prompts[row.q]);
     prompt.dir = "auto";
-    parts.push(make("h4", "", captions() ? "Prompt" : "Question"), prompt);
+    said.append(make("h4", "", captions() ? "Prompt" : "Question"), prompt);
     if (captions()) {
-      parts.push(make("h4", "", "References"));
+      said.append(make("h4", "", "References"));
       const references = make("ul");
       for (const reference of row.r) {
         const item = make("li", "", reference);
         item.dir = "auto";
         references.append(item);
       }
-      parts.push(references);
-    } else parts.push(make("h4", "", "Right answer"), make("p", "", goldText(row)));
-    parts.push(make("h4", "", "Answers"));
-    row.a.forEach((answer, number) => parts.push(answerOf(row, answer, number)));
+      said.append(references);
+    } else said.append(make("h4", "", "Right answer"), make("pre", "", goldText(row)));
+    const answers = make("div", "answers");
+    row.a.forEach((answer, number) => answers.append(answerOf(row, answer, number)));
+    parts.push(make("h4", "", "Answers"), answers);
     detail.replaceChildren(...parts);
   };
 
@@ -258,7 +263,7 @@
     const line = make("div");
     line.append(make("span", "who", data.systems[number]));
     const own = score(answer);
-    if (captions() && own !== null) line.append(make("span", "score", `${data.metric} ${(100 * own).toFixed(1)}`));
+    if (captions() && own !== null) line.append(make("span", "score muted", `${data.metric} ${(100 * own).toFixed(1)}`));
     if (!captions()) {
       const read = answer[1] === null ? "could not be parsed" : `read as ${answer[1]}`;
       line.append(make("span", `score ${own ? "better" : "worse"}`, `${own ? "✓ right" : "✗ wrong"}, ${read}`));
@@ -274,14 +279,14 @@
     const grid = make("div", "odds");
     odds.forEach((share, place) => {
       const right = String.fromCharCode(65 + place) === row.t;
-      const name = make("span", right ? "right" : "", `${String.fromCharCode(65 + place)}. ${row.o[place]}${right ? " ✓" : ""}`);
+      const name = make("span", right ? "right" : "", `${String.fromCharCode(65 + place)}. ${row.o[place]}`);
       name.dir = "auto";
       const track = make("span", "track");
       const fill = make("span", "fill");
       fill.style.display = "block";
       fill.style.width = `${100 * share}%`;
       track.append(fill);
-      grid.append(name, track, make("span", "", `${(100 * share).toFixed(1)} %`));
+      grid.append(name, track, make("span", "", `${(100 * share).toFixed(1)} %${right ? " ✓" : ""}`));
     });
     return grid;
   };

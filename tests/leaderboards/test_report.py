@@ -129,6 +129,8 @@ def test_the_verdict_is_the_gates(runs) -> None:
     assert "coco CIDEr" in worse.reason
     assert any(finding.verdict == "worse" for finding in worse.findings)
     assert headline(verdicts, "better") == "Worse than better beyond the gate's limits: base."
+    better = judge_systems(compare_runs([runs[0], runs[1]]))
+    assert "worse on none: better." in headline(better, "base")
     same = judge_systems(compare_runs([runs[0], runs[2]]))
     assert [v.verdict for v in same] == ["pass"]
 
