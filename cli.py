@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 import typer.core
 
-from cwdpo_bench import __version__
+from cwdpo_bench import __version__, cli_negatives
+from cwdpo_bench.cli_options import JsonOption, ModelOption, model_path
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.quiet import quiet_libraries
 
@@ -34,12 +35,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_negatives.app)
 
-ModelOption = Annotated[
-    str, typer.Option(help="Hub id, local folder, adapter folder, or `demo`, the bundled model.")
-]
 COULD_NOT_JUDGE = 3
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 def main() -> None:
@@ -118,7 +116,7 @@ def train(
     with TrainPanel(loaded.name) as panel:
         record = run_training(
             loaded,
-            model=_model_path(model),
+            model=model_path(model),
             model_name=_model_name(model),
             data=data,
             output=output,
@@ -163,7 +161,7 @@ def diagnose(
     models = [
         None
         if name is None
-        else replace(load_vlm(_model_path(name), trust_remote_code=trust_remote_code), name=name)
+        else replace(load_vlm(model_path(name), trust_remote_code=trust_remote_code), name=name)
         for name in (checkpoint, against)
     ]
     assert models[0] is not None
@@ -208,10 +206,10 @@ def run(
 
     reference = None
     if reference_model is not None:
-        loaded = load_vlm(_model_path(reference_model), trust_remote_code=trust_remote_code)
+        loaded = load_vlm(model_path(reference_model), trust_remote_code=trust_remote_code)
         reference = replace(loaded, name=reference_model)
     folder = run_tasks(
-        _model_path(model),
+        model_path(model),
         model_name=model,
         tasks=None if tasks is None else [task.strip() for task in tasks.split(",")],
         data_root=_data_root(model, data_root),
@@ -523,14 +521,6 @@ def _show_run(results: dict[str, Any], output: Path, as_json: bool) -> None:
     from cwdpo_bench.leaderboards import compare_runs
 
     _show(compare_runs([output]))
-
-
-def _model_path(model: str) -> str:
-    if model == "demo":
-        from cwdpo_bench.demo import base_path
-
-        return str(base_path())
-    return model
 
 
 def _model_name(model: str) -> str:

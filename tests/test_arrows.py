@@ -79,7 +79,9 @@ def test_every_room_is_packaged() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = set(project["tool"]["setuptools"]["packages"])
-    assert packages == {"cwdpo_bench", *(f"cwdpo_bench.{room}" for room in ROOMS)}
+    files = [path for room in ROOMS for path in (ROOT / room).glob("**/*.py")]
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in files}
+    assert packages == {"cwdpo_bench", *(f"cwdpo_bench.{folder}" for folder in folders)}
 
 
 def test_evaluate_leaves_hugging_face_its_name() -> None:

@@ -4,8 +4,8 @@ Formats (TRL's conventions): JSON lines, parquet, or a folder of `datasets`, wit
 `image`), `prompt`, `chosen`, `rejected`; optional `id`, `references` (all texts that count as
 right, for rewards; else `chosen`), `corrected` (the rejected answer mended) and `rejected_images`
 (image contrast), and for the probe `paraphrase` (of the chosen answer) and `other_meaning` (in its
-form); plain strings or lists of messages. Image paths are relative to the data file and may not
-leave its folder.
+form); plain strings or lists of messages. Rows of public sets are read as `train/layouts.py` says.
+Image paths are relative to the data file and may not leave its folder.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from PIL import Image
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import sha256_of
+from cwdpo_bench.train.layouts import UnknownLayout, as_pair_row
 from cwdpo_bench.vlm import Prompt, open_image, path_inside
 
 
@@ -95,11 +97,16 @@ class PreferenceData:
         pairs: the good rows.
         dropped: reason and number of the bad rows that were skipped.
         fingerprint: SHA-256 of the file's bytes.
+        layouts: what the rows were taken for, and how many.
     """
 
     pairs: list[Pair]
     dropped: dict[str, int]
     fingerprint: str
+    layouts: dict[str, int]
+
+
+_IMAGE_FIELDS = {"images", "image", "rejected_images"}
 
 
 class _BadRow(Exception):
@@ -111,7 +118,11 @@ class _BadRow(Exception):
 
 
 def read_pairs(
-    path: Path, *, on_bad_row: Literal["stop", "skip"] = "stop", need_rejected: bool = True
+    path: Path,
+    *,
+    on_bad_row: Literal["stop", "skip"] = "stop",
+    need_rejected: bool = True,
+    with_images: bool = True,
 ) -> PreferenceData:
     """Read and check a preference file without decoding its images.
 
@@ -119,6 +130,7 @@ def read_pairs(
         path: `.jsonl`, `.parquet`, or a folder written by `datasets.save_to_disk`.
         on_bad_row: stop at the first bad row, or skip and count it by reason.
         need_rejected: whether rows without a rejected answer are bad.
+        with_images: whether the images are wanted; without, they need not be there.
 
     Raises:
         UserError: the file is missing or unreadable, a row is bad (line, field, reason), two rows
@@ -129,10 +141,17 @@ def read_pairs(
     pairs: list[Pair] = []
     dropped: dict[str, int] = {}
     seen: dict[str, str] = {}
-    for where, row in _rows(path):
+    layouts: Counter[str] = Counter()
+    for where, row in rows_of(path):
         try:
             if isinstance(row, _BadRow):
                 raise row
+            try:
+                layout, row = as_pair_row(row)
+            except UnknownLayout as error:
+                raise _BadRow("bad layout", str(error)) from error
+            if not with_images:
+                row = {key: row[key] for key in row.keys() - _IMAGE_FIELDS}
             pair = _pair(row, where, path, need_rejected)
             if pair.id in seen:
                 raise _BadRow("doubled id", f"field id: {pair.id!r} stands at {seen[pair.id]} too")
@@ -144,10 +163,11 @@ def read_pairs(
             dropped[bad.reason] = dropped.get(bad.reason, 0) + 1
             continue
         seen[pair.id] = where
+        layouts[layout] += 1
         pairs.append(pair)
     if not pairs:
         raise UserError(f"{path}: no usable row{f' (dropped: {dropped})' if dropped else ''}")
-    return PreferenceData(pairs=pairs, dropped=dropped, fingerprint=fingerprint(path))
+    return PreferenceData(pairs, dropped, fingerprint(path), dict(layouts))
 
 
 def fingerprint(path: Path) -> str:
@@ -171,15 +191,38 @@ def split_stages(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair]
     return [pairs[i] for i in first], [pairs[i] for i in second]
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | _BadRow]]:
+def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any] | _BadRow]]:
+    """The rows of a preference file as they stand, each with its place; none is checked."""
     if path.is_dir():
         yield from _dataset_rows(path)
     elif path.suffix == ".parquet":
         yield from _parquet_rows(path)
+    elif path.suffix == ".json" and (whole := _json_document(path)) is not None:
+        yield from whole
     elif path.suffix in {".jsonl", ".json"}:
         yield from _json_rows(path)
     else:
         raise UserError(f"{path}: not .jsonl, .parquet or a datasets folder")
+
+
+def _json_document(path: Path) -> list[tuple[str, dict[str, Any] | _BadRow]] | None:
+    """The rows of a file that is one JSON list, or one object of rows by id; None of any other."""
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    if isinstance(document, dict) and all(isinstance(row, dict) for row in document.values()):
+        named = [(f"{path}: row {key}", {"id": key, **row}) for key, row in document.items()]
+        return list(named)
+    if not isinstance(document, list):
+        return None
+    return [
+        (
+            f"{path}: row {number}",
+            row if isinstance(row, dict) else _BadRow("not an object", "the row is no JSON object"),
+        )
+        for number, row in enumerate(document, start=1)
+    ]
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | _BadRow]]:

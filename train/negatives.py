@@ -117,6 +117,24 @@ def sample_answers(
         ]
 
 
+def judge_sampled(
+    pairs: Sequence[Pair], answers: Sequence[Sample], reward: RewardFunction
+) -> list[str | None]:
+    """Why each sampled answer is no rejected answer of its pair; None where it is one."""
+    texts = [answer.text for answer in answers]
+    sampled = reward(pairs, texts).total
+    chosen = reward(pairs, [pair.chosen for pair in pairs]).total
+    reasons = []
+    for pair, answer, ours, best in zip(pairs, answers, sampled, chosen, strict=True):
+        reason = _unusable(_with_rejected(pair, answer.text))
+        if reason is None and not answer.ended:
+            reason = CUT_OFF
+        if reason is None and ours >= best:
+            reason = NOT_WORSE
+        reasons.append(reason)
+    return reasons
+
+
 def frozen_copy(vlm: VLM) -> VLM:
     """The policy of now, which training does not move; weights that do not train are shared."""
     shared = {id(p): p for p in vlm.model.parameters() if not p.requires_grad}
@@ -208,7 +226,7 @@ class OnPolicyNegatives(TrainerCallback):
         seed = self._seed * 1_000_003 + step
         pairs = [self._pairs[place] for place in places]
         answers = sample_answers(self._vlm, pairs, self._rule, seed=seed)
-        reasons = self._judge(pairs, answers)
+        reasons = judge_sampled(pairs, answers, self._reward)
         candidates = [
             (place, _with_rejected(pair, answer.text))
             for place, pair, answer, reason in zip(places, pairs, answers, reasons, strict=True)
@@ -228,21 +246,6 @@ class OnPolicyNegatives(TrainerCallback):
         counts = {"step": step, "sampled": number, "kept": len(rows), "dropped": dict(dropped)}
         write_json(self._file(step), {**counts, "answers": rows})
         self._take_up(step)
-
-    def _judge(self, pairs: Sequence[Pair], answers: Sequence[Sample]) -> list[str | None]:
-        """Why each answer is dropped; None where it is a candidate."""
-        texts = [answer.text for answer in answers]
-        sampled = self._reward(pairs, texts).total
-        chosen = self._reward(pairs, [pair.chosen for pair in pairs]).total
-        reasons = []
-        for pair, answer, ours, best in zip(pairs, answers, sampled, chosen, strict=True):
-            reason = _unusable(_with_rejected(pair, answer.text))
-            if reason is None and not answer.ended:
-                reason = CUT_OFF
-            if reason is None and ours >= best:
-                reason = NOT_WORSE
-            reasons.append(reason)
-        return reasons
 
     def _take_up(self, step: int) -> None:
         negatives = {}

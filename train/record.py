@@ -32,6 +32,7 @@ def new_record(
         "data": {
             "file": data.name,
             "fingerprint": rows.fingerprint,
+            "layouts": rows.layouts,
             "dropped_rows": rows.dropped,
             "probe_file": None if probe is None else probe.name,
             "probe_fingerprint": None if probe is None else fingerprint(probe),

@@ -1,0 +1,1 @@
+"""Preference files made, judged, filtered and mixed: `cwdpo-bench negatives`."""

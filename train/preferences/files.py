@@ -1,0 +1,231 @@
+"""Preference files in, preference files out: rejected answers made, filtered, mixed.
+
+Every row keeps its own fields; what is written is JSON lines that `read_pairs` reads, and a row
+whose rejected answer was made says how under `negative`. Nothing is dropped without being counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.files import write_text
+from cwdpo_bench.train.data import read_pairs, rows_of
+from cwdpo_bench.train.layouts import as_pair_row
+from cwdpo_bench.train.negatives import Kept, filter_pairs, judge_sampled, sample_answers
+from cwdpo_bench.train.preferences.perturb import edit_size, perturb
+from cwdpo_bench.train.rewards import RewardFunction, build_reward
+from cwdpo_bench.train.sections import CiderDTerm, Filter, Sampling
+from cwdpo_bench.train.trainer import reference_scores
+from cwdpo_bench.vlm import VLM
+
+Row = dict[str, Any]
+NOT_THERE = "not in that file"
+
+
+def perturb_file(
+    data: Path, output: Path, shares: Mapping[str, float], *, seed: int = 0
+) -> dict[str, Any]:
+    """Give every row a rejected answer that is the chosen one with one change.
+
+    Args:
+        data: rows with `chosen`; a rejected answer that stands there is replaced.
+        output: the file to write.
+        shares: kind → share, see `perturb.perturb`.
+        seed: of everything drawn.
+
+    Returns:
+        `rows`, `written`, `dropped` by reason, `kinds` written, `edit_size`: words touched → rows.
+
+    Raises:
+        UserError: bad data, unknown kinds, no row can be changed, or the images would lie outside
+            the output's folder.
+    """
+    pairs = read_pairs(data, need_rejected=False, with_images=False).pairs
+    changes, dropped = perturb([pair.chosen for pair in pairs], shares, seed=seed)
+    written, sizes, kinds = [], Counter[int](), Counter[str]()
+    for pair, row, change in zip(pairs, _raw(data), changes, strict=True):
+        if change is None:
+            continue
+        negative = {"source": "perturb", "kind": change.kind, "edit": change.edit}
+        written.append(_with_rejected(row, pair.id, change.text, negative))
+        sizes[edit_size(pair.chosen, change.text)] += 1
+        kinds[change.kind] += 1
+    _write(written, data, output)
+    return {
+        "rows": len(pairs),
+        "written": len(written),
+        "dropped": dropped,
+        "kinds": dict(kinds.most_common()),
+        "edit_size": {str(size): sizes[size] for size in sorted(sizes)},
+    }
+
+
+def sample_file(
+    data: Path, output: Path, vlm: VLM, sampling: Sampling, *, seed: int = 0
+) -> dict[str, Any]:
+    """Give every row a rejected answer drawn from a policy, where it is worse than the chosen one.
+
+    Worse is what CIDEr-D against the row's references says, as in training.
+
+    Returns:
+        `rows`, `written`, `dropped` by reason.
+
+    Raises:
+        UserError: as `perturb_file`.
+    """
+    pairs = read_pairs(data, need_rejected=False).pairs
+    reward: RewardFunction = build_reward([CiderDTerm(kind="cider-d")], pairs)
+    answers = sample_answers(vlm, pairs, sampling, seed=seed)
+    reasons = judge_sampled(pairs, answers, reward)
+    negative = {"source": "sample", "model": vlm.name, "temperature": sampling.temperature}
+    written = [
+        _with_rejected(row, pair.id, answer.text, negative)
+        for pair, row, answer, reason in zip(pairs, _raw(data), answers, reasons, strict=True)
+        if reason is None
+    ]
+    _write(written, data, output)
+    dropped = Counter(reason for reason in reasons if reason is not None)
+    return {"rows": len(pairs), "written": len(written), "dropped": dict(dropped)}
+
+
+def filter_file(
+    data: Path,
+    output: Path,
+    vlm: VLM,
+    rule: Filter,
+    *,
+    with_images: bool = True,
+    batch_size: int = 16,
+) -> dict[str, Any]:
+    """Leave out the rows whose rejected answer is extremely easy for a model (SPEC 1).
+
+    Args:
+        data: rows with chosen and rejected answers.
+        output: the file to write.
+        vlm: the model, as a rule that from which training would start.
+        rule: which are too easy.
+        with_images: without, the texts alone are scored.
+        batch_size: pairs a forward.
+
+    Returns:
+        `rows`, `written`, `dropped` by reason, `easy_below`: ℓ̄_ref under which rows went.
+
+    Raises:
+        UserError: bad data, or no row is left.
+    """
+    pairs = read_pairs(data, with_images=with_images).pairs
+    confidence = reference_scores(vlm, pairs, batch_size, ("rejected",))["rejected"].mean_logp
+    kept: Kept = filter_pairs(pairs, confidence, rule)
+    rows = _raw(data)
+    _write([rows[place] for place in kept.places], data, output)
+    return {
+        "rows": len(pairs),
+        "written": len(kept.places),
+        "dropped": kept.dropped,
+        "easy_below": kept.easy_below,
+    }
+
+
+def mix_files(
+    parts: Sequence[tuple[Path, float]], output: Path, *, seed: int = 0
+) -> dict[str, Any]:
+    """Take each row's rejected answer from one of several files, in stated shares.
+
+    Rows go together by `id` and `chosen`. The shares are those of the rows that all files hold; a
+    row that some files lack takes its answer from the others in their shares.
+
+    Args:
+        parts: file and share; the rows of the first are written, and their images.
+        output: the file to write.
+        seed: of the draw.
+
+    Returns:
+        `rows`, `written`, `from`: file → rows.
+
+    Raises:
+        UserError: bad data, shares that are not above 0, or a file that shares no row with the
+            first.
+    """
+    if not all(0 < share < float("inf") for _, share in parts):
+        raise UserError("mix: every file needs a share above 0, as in negatives.jsonl=0.3")
+    files = [read_pairs(path, with_images=False).pairs for path, _ in parts]
+    answers = [{(pair.id, pair.chosen): pair.rejected for pair in pairs} for pairs in files]
+    for (path, _), found in zip(parts, answers, strict=True):
+        if not found.keys() & answers[0].keys():
+            raise UserError(f"{path}: no row with id and chosen of a row in {parts[0][0]}")
+    taken = Counter[str]()
+    written = []
+    for pair, row in zip(files[0], _raw(parts[0][0]), strict=True):
+        key = (pair.id, pair.chosen)
+        there = [place for place, found in enumerate(answers) if key in found]
+        rng = random.Random(f"{seed} {pair.id}")
+        place = rng.choices(there, [parts[i][1] for i in there])[0]
+        source = parts[place][0]
+        taken[str(source)] += 1
+        rejected = answers[place][key]
+        assert rejected is not None
+        mixed = {"source": "mix", "file": source.name}
+        negative = row.get("negative", mixed) if place == 0 else mixed
+        written.append(_with_rejected(row, pair.id, rejected, negative))
+    _write(written, parts[0][0], output)
+    return {"rows": len(files[0]), "written": len(written), "from": dict(taken)}
+
+
+def _raw(data: Path) -> list[Row]:
+    """The rows as they stand, after `read_pairs` has found them all good."""
+    return [as_pair_row(row)[1] for _, row in rows_of(data) if isinstance(row, dict)]
+
+
+def _with_rejected(row: Row, identity: str, rejected: str, negative: Mapping[str, Any]) -> Row:
+    # What belonged to the old rejected answer goes with it.
+    kept = {k: v for k, v in row.items() if k not in ("rejected_images", "corrected")}
+    return {**kept, "id": identity, "rejected": rejected, "negative": dict(negative)}
+
+
+def _write(rows: Sequence[Row], data: Path, output: Path) -> None:
+    if not rows:
+        raise UserError(f"{data}: no row is left to write")
+    if output.suffix != ".jsonl":
+        raise UserError(f"{output}: preference files are written as JSON lines; name it .jsonl")
+    folder = data if data.is_dir() else data.parent
+    lines = [
+        json.dumps(_moved(row, folder, output), ensure_ascii=False, allow_nan=False, default=_plain)
+        for row in rows
+    ]
+    write_text(output, "\n".join(lines) + "\n")
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise UserError("images stand in the rows as bytes; only rows with image files can be written")
+
+
+def _moved(row: Row, folder: Path, output: Path) -> Row:
+    """The row with its image paths relative to the output's folder."""
+
+    def moved(image: object) -> object:
+        if not isinstance(image, str):
+            return image
+        path = os.path.relpath(folder / image, output.parent)
+        if path.startswith(os.pardir):
+            raise UserError(
+                f"{output}: the image {image} of {folder} would lie outside its folder; write it "
+                f"into {folder}"
+            )
+        return path
+
+    fields = {name: row[name] for name in ("images", "image") if row.get(name) is not None}
+    return row | {
+        name: [moved(image) for image in value] if isinstance(value, list) else moved(value)
+        for name, value in fields.items()
+    }
