@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -29,10 +29,10 @@ from cwdpo_bench.evaluate.captions import begin_caption_rows, scorer_signature
 from cwdpo_bench.evaluate.choices import Rules, choice_rows, failure_warnings
 from cwdpo_bench.evaluate.diversity import diversity_columns
 from cwdpo_bench.evaluate.engine import CaptionAnswer, ChoiceAnswer, Engine, Failure
-from cwdpo_bench.evaluate.images import refuse_missing_images
 from cwdpo_bench.evaluate.in_process import InProcessEngine
 from cwdpo_bench.evaluate.java import find_java
 from cwdpo_bench.evaluate.meteor import kept_meteor
+from cwdpo_bench.evaluate.plan import CaptionJob, Job, plan_tasks
 from cwdpo_bench.evaluate.results import (
     RunFolder,
     TaskResult,
@@ -42,16 +42,6 @@ from cwdpo_bench.evaluate.results import (
     write_run,
 )
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
-from cwdpo_bench.evaluate.tasks import (
-    DEFAULT_TASKS,
-    TASKS,
-    CaptionTask,
-    ChoiceTask,
-    find_task,
-    first_clusters,
-    refuse_doubled_ids,
-)
-from cwdpo_bench.files import sha256_of
 from cwdpo_bench.progress import progress_bar
 from cwdpo_bench.vlm import VLM, load_vlm
 
@@ -62,23 +52,6 @@ Scored = tuple[pd.DataFrame, list[str]]
 Answer = TypeVar("Answer", CaptionAnswer, ChoiceAnswer)
 Pending = Callable[[], Scored]
 """Waits for scores that were begun."""
-
-
-@dataclass(frozen=True)
-class _CaptionJob:
-    task: CaptionTask
-    samples: list[CaptionSample]
-    data_sha256: str
-
-
-@dataclass(frozen=True)
-class _ChoiceJob:
-    task: ChoiceTask
-    samples: list[ChoiceSample]
-    data_sha256: str
-
-
-_Job = _CaptionJob | _ChoiceJob
 
 
 def run_tasks(
@@ -119,8 +92,8 @@ def run_tasks(
         raise UserError(f"batch size must be 1 or more, not {batch_size}")
     if diversity < 0 or diversity == 1:
         raise UserError(f"diversity must be 0 (none) or 2 captions an image or more: {diversity}")
-    jobs, missing = _plan(tasks, data_root, limit)
-    if any(isinstance(job, _CaptionJob) for job in jobs):
+    jobs, missing = plan_tasks(tasks, data_root, limit)
+    if any(isinstance(job, CaptionJob) for job in jobs):
         find_java()
     _refuse_unwritable(output)
     load = partial(_load, trust_remote_code=trust_remote_code)
@@ -168,44 +141,6 @@ def _say(display: Progress, lines: Iterable[str]) -> None:
         display.console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-# --- what to run ---------------------------------------------------------------------------------
-
-
-def _plan(
-    names: Sequence[str] | None, root: Path, limit: int | None
-) -> tuple[list[_Job], list[str]]:
-    """Load the samples of the tasks that can be run, and say which can't.
-
-    A task that the user named must be there; of the default five, those that are.
-    """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit must be 1 or more, not {limit}")
-    if not root.is_dir():
-        folders = ", ".join(f"{name}/" for name in TASKS)
-        raise UserError(f"data root {root}: no such folder; name the one that holds {folders}")
-    chosen = [find_task(name) for name in dict.fromkeys(names or DEFAULT_TASKS)]
-    missing = [
-        f"{task.name} is not run: its data are not under {root}; get them: {task.source}"
-        for task in chosen
-        if not task.files(root)
-    ]
-    if missing and (names or len(missing) == len(chosen)):
-        raise UserError("\n".join(missing))
-    return [_job(task, root, limit) for task in chosen if task.files(root)], missing
-
-
-def _job(task: CaptionTask | ChoiceTask, root: Path, limit: int | None) -> _Job:
-    data = sha256_of(task.files(root))
-    job: _Job
-    if isinstance(task, CaptionTask):
-        job = _CaptionJob(task, first_clusters(task.load(root), limit), data)
-    else:
-        job = _ChoiceJob(task, first_clusters(task.load(root), limit), data)
-    refuse_doubled_ids(job.samples, task.files(root)[0])
-    refuse_missing_images(job.samples, root)
-    return job
-
-
 def _refuse_unwritable(output: Path) -> None:
     """Better now than after hours of answers."""
     folder = output
@@ -220,12 +155,12 @@ def _refuse_unwritable(output: Path) -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def _answer(engine: Engine, job: _Job, display: Progress) -> Callable[[], Pending]:
+def _answer(engine: Engine, job: Job, display: Progress) -> Callable[[], Pending]:
     """Let the model answer all samples; what comes back begins to score them when called."""
     bar = display.add_task(job.task.name, total=len(job.samples), note="")
     limit = job.task.max_new_tokens
     progress = partial(display.advance, bar)
-    if isinstance(job, _CaptionJob):
+    if isinstance(job, CaptionJob):
         captions = _in_order(engine.answer_captions(job.samples, max_new_tokens=limit), progress)
         return partial(_begin_captions, job.samples, captions)
     replies = _in_order(engine.answer_choices(job.samples, max_new_tokens=limit), progress)
@@ -307,7 +242,7 @@ def _shared_parts(engine: Engine) -> dict[str, object]:
     return {"cwdpo-bench": __version__, **engine.signature_parts}
 
 
-def _task_parts(job: _Job, limit: int | None, engine: Engine) -> dict[str, object]:
+def _task_parts(job: Job, limit: int | None, engine: Engine) -> dict[str, object]:
     """What changes the scores of this task."""
     parts: dict[str, object] = {
         "task": job.task.name,
@@ -319,7 +254,7 @@ def _task_parts(job: _Job, limit: int | None, engine: Engine) -> dict[str, objec
         "max_new_tokens": job.task.max_new_tokens,
         "decoding": "greedy",
     }
-    if isinstance(job, _CaptionJob):
+    if isinstance(job, CaptionJob):
         shift_from = "none" if engine.shift_from is None else engine.shift_from
         drawn = {"drawn": f"{engine.draws}@temperature1"} if engine.draws else {}
         return {**parts, "scorer": scorer_signature(), "shift_from": shift_from, **drawn}
@@ -333,7 +268,7 @@ def _checkpoint(model: VLM | str | Path) -> dict[str, str]:
     return {"checkpoint": str(Path(model).resolve())}
 
 
-def _provenance(jobs: Sequence[_Job], engine: Engine, data_root: Path) -> dict[str, Any]:
+def _provenance(jobs: Sequence[Job], engine: Engine, data_root: Path) -> dict[str, Any]:
     return {
         "cwdpo-bench": __version__,
         "date": datetime.now(UTC).date().isoformat(),

@@ -1,0 +1,89 @@
+"""What a run will do: the benchmarks that are named and there, with all their samples.
+
+Everything about the data that can be refused is refused here, before any model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate.images import refuse_missing_images
+from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
+from cwdpo_bench.evaluate.tasks import (
+    DEFAULT_TASKS,
+    TASKS,
+    CaptionTask,
+    ChoiceTask,
+    find_task,
+    first_clusters,
+    refuse_doubled_ids,
+)
+from cwdpo_bench.files import sha256_of
+
+
+@dataclass(frozen=True)
+class CaptionJob:
+    """Images to caption: a benchmark's samples, and the digest of its annotation files."""
+
+    task: CaptionTask
+    samples: list[CaptionSample]
+    data_sha256: str
+
+
+@dataclass(frozen=True)
+class ChoiceJob:
+    """Questions to answer, likewise."""
+
+    task: ChoiceTask
+    samples: list[ChoiceSample]
+    data_sha256: str
+
+
+Job = CaptionJob | ChoiceJob
+
+
+def plan_tasks(
+    names: Sequence[str] | None, root: Path, limit: int | None
+) -> tuple[list[Job], list[str]]:
+    """Load the samples of the tasks that can be run, and say which can't.
+
+    Args:
+        names: of tasks, which must be there; None takes the default five, those that are.
+        root: the data root.
+        limit: only the first so many samples of each task (questions, with all their orders).
+
+    Returns:
+        What to run; a line for each default task that is not there, with where to get its data.
+
+    Raises:
+        UserError: a task is unknown or named but not there, or its data or an image are not whole.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be 1 or more, not {limit}")
+    if not root.is_dir():
+        folders = ", ".join(f"{name}/" for name in TASKS)
+        raise UserError(f"data root {root}: no such folder; name the one that holds {folders}")
+    chosen = [find_task(name) for name in dict.fromkeys(names or DEFAULT_TASKS)]
+    missing = [
+        f"{task.name} is not run: its data are not under {root}; get them: {task.source}"
+        for task in chosen
+        if not task.files(root)
+    ]
+    if missing and (names or len(missing) == len(chosen)):
+        raise UserError("\n".join(missing))
+    return [_job(task, root, limit) for task in chosen if task.files(root)], missing
+
+
+def _job(task: CaptionTask | ChoiceTask, root: Path, limit: int | None) -> Job:
+    data = sha256_of(task.files(root))
+    job: Job
+    if isinstance(task, CaptionTask):
+        job = CaptionJob(task, first_clusters(task.load(root), limit), data)
+    else:
+        job = ChoiceJob(task, first_clusters(task.load(root), limit), data)
+    refuse_doubled_ids(job.samples, task.files(root)[0])
+    refuse_missing_images(job.samples, root)
+    return job
