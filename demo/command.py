@@ -93,6 +93,7 @@ def run_demo(
         pictures=thumbnails,
         data_root=data,
         checkpoints=checkpoints,
+        comparison=comparison,
     )
     write_text(output / "report.html", page)
     _draw(output, systems)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate.results import RunFolder
 from cwdpo_bench.leaderboards.compare import OnDifference, OnSignature, compare_runs
+from cwdpo_bench.leaderboards.comparison import Comparison
 from cwdpo_bench.leaderboards.display import (
     PROVENANCE_COLUMNS,
     legend,
@@ -53,24 +53,26 @@ def build_report(
     checkpoints: Mapping[str, Path] | None = None,
     on_mismatch: OnDifference = "stop",
     on_signature: OnSignature = "stop",
-    test: Literal["bootstrap", "randomization"] = "bootstrap",
+    comparison: Comparison | None = None,
 ) -> str:
     """The report on run folders as HTML.
 
     Args:
-        paths, baseline, on_mismatch, on_signature, test: as `compare_runs` takes them.
+        paths, baseline, on_mismatch, on_signature: as `compare_runs` takes them.
         title: of the page.
         policy: the gate's rules; the package's own by default.
         pictures: how the samples' pictures are read; without it the page has none.
         data_root: where the benchmarks lie, if not where the runs say.
         checkpoints: system → its checkpoint, where the run does not say or it was moved.
+        comparison: what `compare_runs` gave for the same arguments, if it is there already.
 
     Raises:
         UserError: as `compare_runs`; or `checkpoints` names no system.
     """
-    comparison = compare_runs(
-        paths, baseline, on_mismatch=on_mismatch, on_signature=on_signature, test=test
-    )
+    if comparison is None:
+        comparison = compare_runs(
+            paths, baseline, on_mismatch=on_mismatch, on_signature=on_signature
+        )
     systems = read_systems(paths)
     base = find_baseline(systems, baseline)
     for name in checkpoints or {}:

@@ -81,33 +81,29 @@ def judge_systems(comparison: Comparison, policy: Path | None = None) -> list[Sy
     ]
 
 
-def headline(verdicts: Sequence[SystemVerdict], baseline: str) -> str:
-    """All verdicts in a sentence, and who gained without losing in another."""
+def headline(verdicts: Sequence[SystemVerdict], baseline: str) -> list[str]:
+    """All verdicts in a few sentences: what the gate says, and who gained without losing."""
+    base = plain(baseline)
     if not verdicts:
-        return f"{plain(baseline)} stands alone: there is nothing to compare it with."
-    named = {
-        kind: [plain(v.name) for v in verdicts if v.verdict == kind]
-        for kind in ("pass", "regression", "inconclusive", "not judged")
-    }
+        return [f"{base} stands alone: there is nothing to compare it with."]
     said = {
-        "pass": "no worse than {base} within the gate's limits: {names}",
-        "regression": "worse than {base} beyond the gate's limits: {names}",
-        "inconclusive": "too few samples to tell: {names}",
-        "not judged": "could not be judged: {names}",
+        "regression": f"Worse than {base} beyond the gate's limits",
+        "pass": f"No worse than {base} within the gate's limits",
+        "inconclusive": "Too few samples to tell whether it is worse",
+        "not judged": "Could not be judged",
     }
-    parts = [
-        said[kind].format(base=plain(baseline), names=", ".join(names))
-        for kind, names in named.items()
-        if names
-    ]
-    text = "; ".join(parts)
-    gained = [plain(v.name) for v in verdicts if {f.verdict for f in v.findings} == {"better"}]
-    more = (
-        f" Significantly better on a headline metric and worse on none: {', '.join(gained)}."
-        if gained
-        else ""
-    )
-    return f"{text[0].upper()}{text[1:]}.{more}"
+    named = {kind: [v.name for v in verdicts if v.verdict == kind] for kind in said}
+    lines = [f"{said[kind]}: {_listed(names)}." for kind, names in named.items() if names]
+    gained = [v.name for v in verdicts if {f.verdict for f in v.findings} == {"better"}]
+    if gained:
+        told = "Significantly better on a headline metric and worse on none"
+        lines.append(f"{told}: {_listed(gained)}.")
+    return lines
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(plain(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def leaders(comparison: Comparison) -> list[str]:
@@ -118,16 +114,16 @@ def leaders(comparison: Comparison) -> list[str]:
     for columns in overview(comparison).values():
         for task, metric in columns:
             ranks = task.ranks.get(metric, {})
-            first = [plain(name) for name, rank in ranks.items() if rank == 1]
+            first = [name for name, rank in ranks.items() if rank == 1]
             if not first or len(ranks) < 2:
                 continue
             place = f"{plain(task.name)} {metric}"
             if len(first) == 1:
-                lines.append(f"{place}: {first[0]}, significantly better than every other")
+                lines.append(f"{place}: {plain(first[0])}, significantly better than every other")
             elif len(first) == len(ranks):
                 lines.append(f"{place}: the test set does not tell the {len(ranks)} systems apart")
             else:
-                lines.append(f"{place}: {', '.join(first)} share the first rank")
+                lines.append(f"{place}: {_listed(first)} share the first rank")
     return lines
 
 

@@ -216,13 +216,15 @@ def test_it_is_accessible_in_both_themes(chromium, report, scheme, tmp_path) -> 
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
 
 
-def test_it_prints_with_everything_open(chromium, report) -> None:
-    with opened(chromium, report) as page:
+def test_it_prints_light_with_everything_open(chromium, report) -> None:
+    with opened(chromium, report, color_scheme="dark") as page:
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
         page.emulate_media(media="print")
         assert page.locator("details:not([open])").count() == 0
         assert not page.locator("#controls").is_visible()
         assert page.locator("#detail").is_visible()
+        ground = page.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor")
+        assert ground == "rgb(255, 255, 255)"
         page.evaluate("dispatchEvent(new Event('afterprint'))")
         assert page.locator("details:not([open])").count() > 0
         assert len(page.pdf()) > 20_000
