@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample, ImageSource
-from cwdpo_bench.vlm import open_image, path_inside
+from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample, ImageSource, RowImages
+from cwdpo_bench.vlm import MAX_PIXELS, open_image, path_inside
 
 
 def image_sources(sample: CaptionSample | ChoiceSample) -> tuple[ImageSource, ...]:
@@ -28,7 +28,29 @@ def open_images(sample: CaptionSample | ChoiceSample, root: Path) -> tuple[Image
         UserError: one is missing, broken, too large or outside `root`; names the sample.
     """
     place = _place(sample)
-    return tuple(open_image(source, name=place, root=root) for source in image_sources(sample))
+    opened: list[Image.Image] = []
+    for source in image_sources(sample):
+        if isinstance(source, RowImages):
+            opened += _of_row(source, place)
+        else:
+            opened.append(open_image(source, name=place, root=root))
+    return tuple(opened)
+
+
+def _of_row(source: RowImages, place: str) -> list[Image.Image]:
+    try:
+        images = [image.convert("RGB") for image in source.load()]
+    except Exception as error:
+        # Whatever a task's own code, its data set, Pillow or the network may raise.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{place}: images of {source.name} cannot be had ({reason})") from error
+    for image in images:
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(
+                f"{place}: an image of {source.name} has {image.width}x{image.height} pixels, more "
+                f"than the limit of {MAX_PIXELS}"
+            )
+    return images
 
 
 def refuse_missing_images(

@@ -8,7 +8,7 @@ files with and without them give the same rows. The prompt is lmms-eval's (task 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -16,7 +16,7 @@ import pandas as pd
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.mmmu import lettered
-from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE, ChoiceSample
+from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE, ChoiceSample, ImageSource
 
 TSV = Path("mmbench/MMBench_DEV_EN_V11.tsv")
 _LETTERS = "ABCDE"
@@ -47,9 +47,9 @@ def load_mmbench(root: Path) -> list[ChoiceSample]:
     for cells in table.to_dict("records"):
         row = {str(column): str(cell) for column, cell in cells.items()}
         index = row["index"]
-        if _base_index(index) != index and _base_index(index) in images:
+        if is_copy(index, images):
             continue
-        samples.extend(_orders(row, _image(index, images, path), path))
+        samples.extend(circular_orders(row, _image(index, images, path), f"{path}: index {index}"))
     if not samples:
         raise UserError(f"{path}: no rows")
     return samples
@@ -76,8 +76,10 @@ def _read(path: Path) -> pd.DataFrame:
     return table
 
 
-def _base_index(index: str) -> str:
-    return str(int(index) % _CIRCULAR_STEP)
+def is_copy(index: str, known: Container[str]) -> bool:
+    """Whether a row is the circular copy of one that is known, by their indices."""
+    base = str(int(index) % _CIRCULAR_STEP)
+    return base != index and base in known
 
 
 def _image(index: str, images: dict[str, str], path: Path) -> str:
@@ -92,9 +94,20 @@ def _image(index: str, images: dict[str, str], path: Path) -> str:
     return text
 
 
-def _orders(row: dict[str, str], image: str, path: Path) -> Iterator[ChoiceSample]:
+def circular_orders(
+    row: Mapping[str, str], image: ImageSource, where: str
+) -> Iterator[ChoiceSample]:
+    """A question in every cyclic order of its options, the file's own first.
+
+    Args:
+        row: the cells of the required columns as text; an absent one is empty or "nan".
+        image: the question's picture.
+        where: the row's place, for errors.
+
+    Raises:
+        UserError: no answer, one that names no option, or fewer than two options.
+    """
     index = row["index"]
-    where = f"{path}: index {index}"
     # lmms-eval's export writes an empty cell as "nan".
     columns = [c for c in _LETTERS if c in row and row[c] not in ("", "nan")]
     if not row["answer"]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -20,7 +21,7 @@ from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate.answers import DISCIPLINES
 from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE as MULTIPLE_CHOICE
 from cwdpo_bench.evaluate.samples import OPEN as OPEN
-from cwdpo_bench.evaluate.samples import ChoiceSample
+from cwdpo_bench.evaluate.samples import ChoiceSample, ImageSource
 
 FOLDER = Path("mmmu")
 _COLUMNS = ("id", "question", "options", "answer", "question_type")
@@ -67,18 +68,37 @@ def load_mmmu(root: Path) -> list[ChoiceSample]:
 
 def _load_subject(path: Path) -> list[ChoiceSample]:
     subject = path.parent.name
-    if subject not in _DISCIPLINE_OF:
-        raise UserError(f"{path}: unknown subject {subject!r}; {nearest(subject, _DISCIPLINE_OF)}")
     try:
         rows = pq.read_table(path).to_pylist()
     except (ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({error}); fetch it again") from error
-    groups = (_DISCIPLINE_OF[subject], subject)
-    return [_sample(row, groups, path, index) for index, row in enumerate(rows)]
+    return [
+        mmmu_sample(row, subject, partial(_images, row, subject), f"{path}: row {index}")
+        for index, row in enumerate(rows)
+    ]
 
 
-def _sample(row: dict[str, Any], groups: tuple[str, ...], path: Path, index: int) -> ChoiceSample:
-    where = f"{path}: row {index} (id {row.get('id')!r})"
+def mmmu_sample(
+    row: Mapping[str, Any],
+    subject: str,
+    images: Callable[[str, str], tuple[ImageSource, ...]],
+    where: str,
+) -> ChoiceSample:
+    """A question from a row in the official columns.
+
+    Args:
+        row: `id`, `question`, `options`, `answer` and `question_type`.
+        subject: one of the thirty.
+        images: gives those that the prompt names, from the prompt and the row's place in words.
+        where: the row's place, for errors.
+
+    Raises:
+        UserError: an unknown subject, or a cell that is not in the official form.
+    """
+    if subject not in _DISCIPLINE_OF:
+        hint = nearest(subject, _DISCIPLINE_OF)
+        raise UserError(f"{where}: unknown subject {subject!r}; {hint}")
+    where = f"{where} (id {row.get('id')!r})"
     for column in _COLUMNS:
         if not isinstance(row.get(column), str):
             raise UserError(f"{where}: column {column!r} must hold text, not {row.get(column)!r}")
@@ -95,9 +115,9 @@ def _sample(row: dict[str, Any], groups: tuple[str, ...], path: Path, index: int
     return ChoiceSample(
         id=row["id"],
         cluster=row["id"],
-        groups=groups,
+        groups=(_DISCIPLINE_OF[subject], subject),
         prompt=prompt,
-        images=_images(row, prompt, path.parent.name, where),
+        images=images(prompt, where),
         question_type=question_type,
         options=options,
         gold=row["answer"],
@@ -125,7 +145,9 @@ def _check_letter(answer: str, count: int, where: str) -> None:
         raise UserError(f"{where}: answer {answer!r} names no option; known: {', '.join(letters)}")
 
 
-def _images(row: dict[str, Any], prompt: str, subject: str, where: str) -> tuple[bytes | Path, ...]:
+def _images(
+    row: Mapping[str, Any], subject: str, prompt: str, where: str
+) -> tuple[bytes | Path, ...]:
     """The images that the question or its options name, by number."""
     images: list[bytes | Path] = []
     for number in sorted({int(mark) for mark in _IMAGE_MARK.findall(prompt)}):

@@ -5,13 +5,30 @@ Images stay undecoded until an engine opens them, so that a whole benchmark fits
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 from typing import NamedTuple
 
-ImageSource = Path | bytes | str
-"""A file (relative to the data root), its encoded bytes, or base64 text."""
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class RowImages:
+    """The pictures of one row of a data set, which decodes them when asked.
+
+    Attributes:
+        name: what tells them from those of all other rows, for messages.
+        load: gives them, none where the row has none.
+    """
+
+    name: str
+    load: Callable[[], Sequence[Image.Image]]
+
+
+ImageSource = Path | bytes | str | RowImages
+"""A file (relative to the data root), its encoded bytes, base64 text, or a data set's row."""
 
 MULTIPLE_CHOICE = "multiple-choice"
 OPEN = "open"

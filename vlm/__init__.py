@@ -18,7 +18,7 @@ from cwdpo_bench.vlm.batch import (
 )
 from cwdpo_bench.vlm.fingerprint import processor_fingerprint, weights_fingerprint
 from cwdpo_bench.vlm.generation import Sample, greedy_ids, sample
-from cwdpo_bench.vlm.images import open_image, path_inside
+from cwdpo_bench.vlm.images import MAX_PIXELS, open_image, path_inside
 from cwdpo_bench.vlm.logprobs import (
     Distribution,
     TokenStatistics,
@@ -47,6 +47,7 @@ from cwdpo_bench.vlm.vision import (
 )
 
 __all__ = [
+    "MAX_PIXELS",
     "VLM",
     "Batch",
     "Distribution",
