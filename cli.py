@@ -181,7 +181,10 @@ def run(
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="The run folder.")],
     tasks: Annotated[
-        str | None, typer.Option(help="coco,flickr30k,nocaps,mmmu,mmbench (those there), and pope.")
+        str | None,
+        typer.Option(
+            help="coco,flickr30k,nocaps,mmmu,mmbench (else those there), pope, lmms:NAME."
+        ),
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option(help="Folder of the benchmarks; else $CWDPO_BENCH_DATA.")
@@ -194,6 +197,13 @@ def run(
     diversity: Annotated[
         int, typer.Option(help="Also sample so many captions an image: how diverse are they?")
     ] = 0,
+    parse_failures: Annotated[
+        Literal["wrong", "official"],
+        typer.Option(help="Replies without an answer: wrong, or as the benchmark's own code."),
+    ] = "wrong",
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder of YAML tasks of yours, for lmms:NAME.")
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -212,12 +222,14 @@ def run(
         model_path(model),
         model_name=model,
         tasks=None if tasks is None else [task.strip() for task in tasks.split(",")],
-        data_root=_data_root(model, data_root),
+        data_root=_data_root(model, data_root, named=tasks is not None),
         output=output,
         limit=limit,
         batch_size=batch_size,
         reference_model=reference,
         diversity=diversity,
+        parse_failures=parse_failures,
+        include_path=include_path,
         trust_remote_code=trust_remote_code,
     )
     _show_run(folder.results, output, as_json)
@@ -539,7 +551,7 @@ def _comes_from_demo(model: str) -> bool:
     return parent != model and _comes_from_demo(parent)
 
 
-def _data_root(model: str, data_root: Path | None) -> Path:
+def _data_root(model: str, data_root: Path | None, *, named: bool = False) -> Path:
     if data_root is not None:
         return data_root
     if os.environ.get("CWDPO_BENCH_DATA"):
@@ -548,4 +560,7 @@ def _data_root(model: str, data_root: Path | None) -> Path:
         from cwdpo_bench.demo import data_root as demo_data_root
 
         return demo_data_root()
+    if named:
+        # Named tasks that lie nowhere are read from lmms-eval's data sets.
+        return Path()
     raise UserError("no benchmark data: name their folder with --data-root or $CWDPO_BENCH_DATA")

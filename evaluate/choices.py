@@ -27,6 +27,9 @@ PARSERS: dict[Rules, Callable[[str, Mapping[str, str]], str | None]] = {
     "pope": parse_pope_choice,
 }
 
+ParseFailures = Literal["wrong", "official"]
+"""A reply in which nothing is found is wrong, or what the benchmark's own code makes of it."""
+
 OFFICIAL_SEED = 42
 """MMMU's code seeds its guesses once, before the first subject."""
 
@@ -37,7 +40,7 @@ def choice_rows(
     option_log_probabilities: Sequence[np.ndarray | None] | None = None,
     *,
     rules: Rules,
-    parse_failures: Literal["wrong", "random"] = "wrong",
+    parse_failures: ParseFailures = "wrong",
 ) -> pd.DataFrame:
     """The rows of `samples/TASK.parquet` for choices, in the order of the samples.
 
@@ -47,9 +50,10 @@ def choice_rows(
         option_log_probabilities: log p of each option's letter over the whole vocabulary, in the
             order of the options; None for an open question, None in all where nothing is known.
         rules: whose parser reads the replies.
-        parse_failures: a multiple-choice reply that names no letter is wrong, or becomes the guess
-            that MMMU's code draws (which depends on the order of the samples). Its `parsed` is null
-            either way.
+        parse_failures: a multiple-choice reply that names no letter is wrong, or becomes what the
+            benchmark's own code makes of it: a guess in MMMU's (which depends on the order of the
+            samples), a yes in POPE's; MMBench's asks a language model, which is not done here. Its
+            `parsed` is null either way.
 
     Returns:
         `id`, `cluster`, `groups`, `prompt`, `prediction`, `question_type`, `options`, `gold`,
@@ -58,7 +62,8 @@ def choice_rows(
         questions (`cross_fit_temperature`); `shift` where there are circular orders; `said_yes`
         with POPE's rules.
     """
-    guesses = random.Random(OFFICIAL_SEED) if parse_failures == "random" else None
+    official = parse_failures == "official"
+    guesses = random.Random(OFFICIAL_SEED) if official and rules != "mmbench" else None
     judged = [
         _judge(sample, reply, rules, guesses)
         for sample, reply in zip(samples, replies, strict=True)
@@ -78,22 +83,37 @@ def choice_rows(
         }
     )
     if option_log_probabilities is not None:
-        known = _of_choices(samples, option_log_probabilities)
-        rows["option_log_probabilities"] = _objects(
-            None if logps is None else [float(x) for x in logps] for logps in known
-        )
-        rows["option_correct"] = _objects(
-            None if logps is None else sample.letters[int(np.argmax(logps))] == sample.gold
-            for sample, logps in zip(samples, known, strict=True)
-        )
-        temperatures = _held_out_temperatures(samples, known)
-        if temperatures is not None:
-            rows["temperature"] = _objects(temperatures)
+        for name, column in option_columns(samples, option_log_probabilities).items():
+            rows[name] = column
     if rules == "pope":
-        rows["said_yes"] = rows["parsed"] == "A"
+        rows["said_yes"] = (rows["parsed"] == "A") | (rows["parsed"].isna() & official)
     if any(sample.shift for sample in samples):
         rows["shift"] = [sample.shift for sample in samples]
     return rows
+
+
+def option_columns(
+    samples: Sequence[ChoiceSample], option_log_probabilities: Sequence[np.ndarray | None]
+) -> dict[str, pd.Series]:
+    """What the options' log-probabilities add to the rows, null for open questions.
+
+    Returns:
+        `option_log_probabilities`, `option_correct`, and `temperature` where it can be fitted.
+    """
+    known = _of_choices(samples, option_log_probabilities)
+    columns = {
+        "option_log_probabilities": _objects(
+            None if logps is None else [float(x) for x in logps] for logps in known
+        ),
+        "option_correct": _objects(
+            None if logps is None else sample.letters[int(np.argmax(logps))] == sample.gold
+            for sample, logps in zip(samples, known, strict=True)
+        ),
+    }
+    temperatures = _held_out_temperatures(samples, known)
+    if temperatures is not None:
+        columns["temperature"] = _objects(temperatures)
+    return columns
 
 
 def _held_out_temperatures(
@@ -122,7 +142,7 @@ def failure_warnings(rows: pd.DataFrame) -> list[str]:
         return []
     guessed = int((failed & rows["correct"]).sum())
     first = rows["id"][failed].iloc[0]
-    fate = f"{guessed} count as right by a guess, the others" if guessed else "they count"
+    fate = f"{guessed} count as right by the official rule, the others" if guessed else "they count"
     what = f"{failed.sum()} of {len(rows)} replies could not be parsed (first: {first})"
     return [f"{what}; {fate} as wrong"]
 
@@ -138,7 +158,8 @@ def _judge(
         return json.dumps(answers, ensure_ascii=False), is_open_answer(answers, sample.gold)
     letter = PARSERS[rules](reply, dict(zip(sample.letters, sample.options, strict=True)))
     if letter is None and guesses is not None:
-        return None, guesses.choice(sample.letters) == sample.gold
+        guess = "A" if rules == "pope" else guesses.choice(sample.letters)
+        return None, guess == sample.gold
     return letter, letter == sample.gold
 
 

@@ -9,6 +9,7 @@ Layouts (Karpathy and Fei-Fei, CVPR 2015):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def image_list(content: Any, path: Path) -> list[dict[str, Any]]:
     return images
 
 
-def text_field(record: dict[str, Any], key: str, where: str) -> str:
+def text_field(record: Mapping[str, Any], key: str, where: str) -> str:
     """A field that must be a non-empty string.
 
     Raises:

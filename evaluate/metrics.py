@@ -100,8 +100,10 @@ class Metric:
 
 
 def metric_names_for(samples: pd.DataFrame) -> list[str]:
-    """The metrics that can be computed from these samples, in the order of `METRICS`."""
-    return [name for name, metric in METRICS.items() if metric.applies_to(samples)]
+    """The metrics that can be computed from these samples: lmms-eval's, then ours in order."""
+    theirs = [str(column) for column in samples if str(column).startswith(LMMS)]
+    own = [name for name, metric in METRICS.items() if metric.applies_to(samples)]
+    return [name for name in theirs if METRICS[name].applies_to(samples)] + own
 
 
 def _has(samples: pd.DataFrame, columns: tuple[str, ...]) -> bool:
@@ -154,8 +156,32 @@ def _of_letters(name: str, better: bool | None, value: Value) -> Metric:
 DIVERSITY = ("distinct-1", "distinct-2", "self-CIDEr", "vendi")
 """Of several sampled captions an image; more is not better by itself: noise is diverse too."""
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
+LMMS = "lmms:"
+"""What the metrics of lmms-eval's tasks start with, in results and as columns of the samples."""
+_LOWER = ":lower"
+
+
+def lmms_metric_name(metric: str, higher_is_better: bool) -> str:
+    """Name and column of a metric of an lmms-eval task; the name says where less is better."""
+    return f"{LMMS}{metric}{'' if higher_is_better else _LOWER}"
+
+
+class Metrics(dict[str, Metric]):
+    """The metrics by name; any name of `lmms_metric_name` is the mean of the column so called."""
+
+    def __contains__(self, name: object) -> bool:
+        """Whether it is one of ours, or could be one of lmms-eval's."""
+        return super().__contains__(name) or (isinstance(name, str) and name.startswith(LMMS))
+
+    def __missing__(self, name: str) -> Metric:
+        """A metric of lmms-eval's."""
+        if not name.startswith(LMMS):
+            raise KeyError(name)
+        return _mean(name, not name.endswith(_LOWER), (name,), partial(column_mean, name))
+
+
+METRICS = Metrics(
+    (metric.name, metric)
     for metric in (
         *(
             Metric(f"BLEU-{n}", True, _BLEU_COLUMNS, bleu_statistics, partial(bleu_of_sums, n))
@@ -232,4 +258,4 @@ METRICS: dict[str, Metric] = {
         _mean("tv", None, ("token_tv",), partial(token_mean, "token_tv")),
         _mean("js", None, ("token_js",), partial(token_mean, "token_js")),
     )
-}
+)

@@ -25,7 +25,7 @@ from cwdpo_bench.evaluate.samples import ChoiceSample, ImageSource
 
 FOLDER = Path("mmmu")
 _COLUMNS = ("id", "question", "options", "answer", "question_type")
-_IMAGE_MARK = re.compile(r"<image (\d+)>")
+IMAGE_MARK = re.compile(r"<image (\d+)>")
 _DISCIPLINE_OF = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects}
 
 
@@ -150,7 +150,7 @@ def _images(
 ) -> tuple[bytes | Path, ...]:
     """The images that the question or its options name, by number."""
     images: list[bytes | Path] = []
-    for number in sorted({int(mark) for mark in _IMAGE_MARK.findall(prompt)}):
+    for number in sorted({int(mark) for mark in IMAGE_MARK.findall(prompt)}):
         image = row.get(f"image_{number}")
         if not isinstance(image, dict) or not (image.get("bytes") or image.get("path")):
             raise UserError(f"{where}: the text names <image {number}>, that column is empty")

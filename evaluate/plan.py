@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate.choosing import choose_tasks
 from cwdpo_bench.evaluate.images import refuse_missing_images
+from cwdpo_bench.evaluate.lmms_sets import samples_digest
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
 from cwdpo_bench.evaluate.tasks import (
-    DEFAULT_TASKS,
     TASKS,
     CaptionTask,
     ChoiceTask,
-    find_task,
     first_clusters,
     refuse_doubled_ids,
 )
@@ -26,7 +26,7 @@ from cwdpo_bench.files import sha256_of
 
 @dataclass(frozen=True)
 class CaptionJob:
-    """Images to caption: a benchmark's samples, and the digest of its annotation files."""
+    """Images to caption: a benchmark's samples, and the digest of its annotations."""
 
     task: CaptionTask
     samples: list[CaptionSample]
@@ -46,14 +46,15 @@ Job = CaptionJob | ChoiceJob
 
 
 def plan_tasks(
-    names: Sequence[str] | None, root: Path, limit: int | None
+    names: Sequence[str] | None, root: Path, limit: int | None, include: Path | None = None
 ) -> tuple[list[Job], list[str]]:
     """Load the samples of the tasks that can be run, and say which can't.
 
     Args:
-        names: of tasks, which must be there; None takes the default five, those that are.
+        names: of tasks; None takes those of the default five that the root holds.
         root: the data root.
         limit: only the first so many samples of each task (questions, with all their orders).
+        include: a folder of YAML files that define tasks for lmms-eval, searched first.
 
     Returns:
         What to run; a line for each default task that is not there, with where to get its data.
@@ -66,24 +67,19 @@ def plan_tasks(
     if not root.is_dir():
         folders = ", ".join(f"{name}/" for name in TASKS)
         raise UserError(f"data root {root}: no such folder; name the one that holds {folders}")
-    chosen = [find_task(name) for name in dict.fromkeys(names or DEFAULT_TASKS)]
-    missing = [
-        f"{task.name} is not run: its data are not under {root}; get them: {task.source}"
-        for task in chosen
-        if not task.files(root)
-    ]
-    if missing and (names or len(missing) == len(chosen)):
-        raise UserError("\n".join(missing))
-    return [_job(task, root, limit) for task in chosen if task.files(root)], missing
+    chosen, missing = choose_tasks(names, root, include, limit)
+    return [_job(task, root, limit) for task in chosen], missing
 
 
 def _job(task: CaptionTask | ChoiceTask, root: Path, limit: int | None) -> Job:
-    data = sha256_of(task.files(root))
+    files = task.files(root)
     job: Job
     if isinstance(task, CaptionTask):
-        job = CaptionJob(task, first_clusters(task.load(root), limit), data)
+        captions = first_clusters(task.load(root), limit)
+        job = CaptionJob(task, captions, sha256_of(files) if files else samples_digest(captions))
     else:
-        job = ChoiceJob(task, first_clusters(task.load(root), limit), data)
-    refuse_doubled_ids(job.samples, task.files(root)[0])
+        asked = first_clusters(task.load(root), limit)
+        job = ChoiceJob(task, asked, sha256_of(files) if files else samples_digest(asked))
+    refuse_doubled_ids(job.samples, files[0] if files else f"lmms-eval's {task.origin}")
     refuse_missing_images(job.samples, root)
     return job

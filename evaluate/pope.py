@@ -12,13 +12,14 @@ lmms-eval's (task `pope`). The options are "Yes" and "No", letters A and B in th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.coco import text_field
-from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE, ChoiceSample
+from cwdpo_bench.evaluate.samples import MULTIPLE_CHOICE, ChoiceSample, ImageSource
 
 FOLDER = Path("pope")
 SETTINGS = ("random", "popular", "adversarial")
@@ -48,7 +49,7 @@ def load_pope(root: Path) -> list[ChoiceSample]:
         needed = ", ".join(f"coco_pope_{setting}.json" for setting in SETTINGS)
         raise UserError(f"{root / FOLDER}: needs {needed}; one without the others is no POPE")
     return [
-        _sample(row, setting, root, where)
+        pope_sample(row, setting, partial(_image, root=root), where)
         for setting, path in zip(SETTINGS, files, strict=True)
         for row, where in _rows(path)
     ]
@@ -73,19 +74,35 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         yield row, where
 
 
-def _sample(row: dict[str, Any], setting: str, root: Path, where: str) -> ChoiceSample:
+def pope_sample(
+    row: Mapping[str, Any],
+    setting: str,
+    image: ImageSource | Callable[[str], ImageSource],
+    where: str,
+) -> ChoiceSample:
+    """A question from a row in the published form.
+
+    Args:
+        row: `question_id`, `image`, `text` and `label`.
+        setting: one of `SETTINGS`.
+        image: the picture, or what finds it by its name.
+        where: the row's place, for errors.
+
+    Raises:
+        UserError: a cell that is not in that form.
+    """
     number, label = row.get("question_id"), text_field(row, "label", where).strip().lower()
     if isinstance(number, bool) or not isinstance(number, int | str):
         raise UserError(f"{where}: 'question_id' must be a number or text, not {number!r}")
     if label not in ("yes", "no"):
         raise UserError(f"{where}: 'label' must be yes or no, not {label!r}")
-    image = text_field(row, "image", where)
+    name = text_field(row, "image", where)
     return ChoiceSample(
         id=f"{setting}-{number}",
-        cluster=image,
+        cluster=name,
         groups=(setting,),
         prompt=pope_prompt(text_field(row, "text", where)),
-        images=(_image(image, root),),
+        images=(image(name) if callable(image) else image,),
         question_type=MULTIPLE_CHOICE,
         options=ANSWERS,
         option_words=ANSWERS,

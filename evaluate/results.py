@@ -296,7 +296,8 @@ def _refuse_doubled_ids(table: pa.Table, path: Path) -> None:
 
 
 def _samples_path(path: Path, task: str) -> Path:
-    return path / SAMPLES / f"{task}.parquet"
+    # A colon is no part of a file's name on every system.
+    return path / SAMPLES / f"{task.replace(':', '-')}.parquet"
 
 
 def _read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -26,7 +26,7 @@ from rich.progress import Progress
 from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.captions import begin_caption_rows, scorer_signature
-from cwdpo_bench.evaluate.choices import Rules, choice_rows, failure_warnings
+from cwdpo_bench.evaluate.choices import ParseFailures, Rules, choice_rows, failure_warnings
 from cwdpo_bench.evaluate.diversity import diversity_columns
 from cwdpo_bench.evaluate.engine import CaptionAnswer, ChoiceAnswer, Engine, Failure
 from cwdpo_bench.evaluate.in_process import InProcessEngine
@@ -65,6 +65,8 @@ def run_tasks(
     batch_size: int = 16,
     reference_model: VLM | str | Path | None = None,
     diversity: int = 0,
+    parse_failures: ParseFailures = "wrong",
+    include_path: Path | None = None,
     trust_remote_code: bool = False,
     bars: Progress | None = None,
 ) -> RunFolder:
@@ -72,7 +74,9 @@ def run_tasks(
 
     Args:
         model: a loaded model, a folder or a Hub id.
-        tasks: names to run; None runs those of the five that the data root holds.
+        tasks: names to run; None runs those of the five that the data root holds. A named task
+            that it does not hold is read from lmms-eval's data set; `lmms:NAME` is a task or a
+            group of lmms-eval.
         data_root: the folder that holds the benchmarks in their public layouts.
         output: the run folder to write; one of the same run is overwritten.
         model_name: what the results call the model; by default the name that it was loaded by.
@@ -80,6 +84,8 @@ def run_tasks(
         batch_size: rows a forward.
         reference_model: where given, captions also get TV and JS between it and the model.
         diversity: captions to sample an image, at least 2, for the diversity metrics; 0: none.
+        parse_failures: what becomes of a reply in which nothing is found (`choice_rows`).
+        include_path: a folder of YAML files that define tasks for lmms-eval, searched first.
         trust_remote_code: let the models' own code run.
         bars: a running display to draw the progress on, for callers that have one.
 
@@ -92,7 +98,7 @@ def run_tasks(
         raise UserError(f"batch size must be 1 or more, not {batch_size}")
     if diversity < 0 or diversity == 1:
         raise UserError(f"diversity must be 0 (none) or 2 captions an image or more: {diversity}")
-    jobs, missing = plan_tasks(tasks, data_root, limit)
+    jobs, missing = plan_tasks(tasks, data_root, limit, include_path)
     if any(isinstance(job, CaptionJob) for job in jobs):
         find_java()
     _refuse_unwritable(output)
@@ -101,7 +107,9 @@ def run_tasks(
     vlm = load(model) if model_name is None else replace(load(model), name=model_name)
     engine = InProcessEngine(vlm, data_root, batch_size, reference, diversity)
     entry, shared = dict(engine.model), signature_of(_shared_parts(engine))
-    signatures = {job.task.name: signature_of(_task_parts(job, limit, engine)) for job in jobs}
+    signatures = {
+        job.task.name: signature_of(_task_parts(job, limit, engine, parse_failures)) for job in jobs
+    }
     refuse_other_run(output, entry, shared, signatures)
 
     scoring: dict[str, Callable[[], Pending]] = {}
@@ -111,7 +119,7 @@ def run_tasks(
         _say(display, missing)
         for job in jobs:
             started = time.monotonic()
-            scoring[job.task.name] = _answer(engine, job, display)
+            scoring[job.task.name] = _answer(engine, job, display, parse_failures, output)
             seconds[job.task.name] = round(time.monotonic() - started, 1)
         with kept_meteor():
             # All captions wait for METEOR before the first task's other metrics are computed.
@@ -155,7 +163,9 @@ def _refuse_unwritable(output: Path) -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def _answer(engine: Engine, job: Job, display: Progress) -> Callable[[], Pending]:
+def _answer(
+    engine: Engine, job: Job, display: Progress, parse_failures: ParseFailures, output: Path
+) -> Callable[[], Pending]:
     """Let the model answer all samples; what comes back begins to score them when called."""
     bar = display.add_task(job.task.name, total=len(job.samples), note="")
     limit = job.task.max_new_tokens
@@ -164,7 +174,12 @@ def _answer(engine: Engine, job: Job, display: Progress) -> Callable[[], Pending
         captions = _in_order(engine.answer_captions(job.samples, max_new_tokens=limit), progress)
         return partial(_begin_captions, job.samples, captions)
     replies = _in_order(engine.answer_choices(job.samples, max_new_tokens=limit), progress)
-    return lambda: partial(_score_choices, job.samples, replies, job.task.rules)
+    if job.task.score is not None:
+        own = job.task.score
+        return lambda: partial(own, job.samples, replies, output)
+    assert job.task.rules is not None
+    score = partial(_score_choices, job.samples, replies, job.task.rules, parse_failures)
+    return lambda: score
 
 
 def _in_order(
@@ -181,13 +196,16 @@ def _in_order(
 
 
 def _score_choices(
-    samples: Sequence[ChoiceSample], answers: Sequence[ChoiceAnswer], rules: Rules
+    samples: Sequence[ChoiceSample],
+    answers: Sequence[ChoiceAnswer],
+    rules: Rules,
+    parse_failures: ParseFailures,
 ) -> Scored:
     replies = [answer.text for answer in answers]
     logps = [answer.option_log_probabilities for answer in answers]
     empty = sum(not reply for reply in replies)
     warnings = [f"{empty} of {len(replies)} replies are empty"] if empty else []
-    rows = choice_rows(samples, replies, logps, rules=rules)
+    rows = choice_rows(samples, replies, logps, rules=rules, parse_failures=parse_failures)
     return rows, [*warnings, *failure_warnings(rows)]
 
 
@@ -242,7 +260,9 @@ def _shared_parts(engine: Engine) -> dict[str, object]:
     return {"cwdpo-bench": __version__, **engine.signature_parts}
 
 
-def _task_parts(job: Job, limit: int | None, engine: Engine) -> dict[str, object]:
+def _task_parts(
+    job: Job, limit: int | None, engine: Engine, parse_failures: ParseFailures
+) -> dict[str, object]:
     """What changes the scores of this task."""
     parts: dict[str, object] = {
         "task": job.task.name,
@@ -254,11 +274,15 @@ def _task_parts(job: Job, limit: int | None, engine: Engine) -> dict[str, object
         "max_new_tokens": job.task.max_new_tokens,
         "decoding": "greedy",
     }
+    if job.task.origin is not None:
+        parts["source"] = f"lmms-eval-{metadata.version('lmms_eval')}/{job.task.origin}"
     if isinstance(job, CaptionJob):
         shift_from = "none" if engine.shift_from is None else engine.shift_from
         drawn = {"drawn": f"{engine.draws}@temperature1"} if engine.draws else {}
         return {**parts, "scorer": scorer_signature(), "shift_from": shift_from, **drawn}
-    return {**parts, "scorer": f"{job.task.rules}-rules", "parse_failures": "wrong"}
+    if job.task.score is not None:
+        return {**parts, "scorer": "the task's own"}
+    return {**parts, "scorer": f"{job.task.rules}-rules", "parse_failures": parse_failures}
 
 
 def _checkpoint(model: VLM | str | Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate.answers import DISCIPLINES
 from cwdpo_bench.evaluate.captions import caption_rows, score_candidates, scorer_signature
-from cwdpo_bench.evaluate.choices import choice_rows, failure_warnings
+from cwdpo_bench.evaluate.choices import ParseFailures, choice_rows, failure_warnings
 from cwdpo_bench.evaluate.results import TaskResult, refuse_other_run, signature_of, write_run
 from cwdpo_bench.evaluate.submissions import (
     OTHER,
@@ -155,7 +155,8 @@ def score_mmmu_folder(
     )
     model = _model(predictions, files)
     refuse_other_run(output, model, _shared_signature(), {"mmmu": signature})
-    rows = choice_rows(samples, responses, rules="mmmu", parse_failures=parse_failures)
+    failures: ParseFailures = "wrong" if parse_failures == "wrong" else "official"
+    rows = choice_rows(samples, responses, rules="mmmu", parse_failures=failures)
     return write_run(
         output,
         model,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate import coco, mmbench, mmmu, nocaps, pope
@@ -18,6 +18,16 @@ from cwdpo_bench.evaluate.coco import caption_prompt
 from cwdpo_bench.evaluate.mmbench import mmbench_prompt
 from cwdpo_bench.evaluate.mmmu import MULTIPLE_CHOICE, OPEN, mmmu_prompt
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    # An engine needs torch, which no one should wait for who asks for a task's name.
+    from cwdpo_bench.evaluate.engine import ChoiceAnswer
+
+    Score = Callable[
+        [Sequence[ChoiceSample], Sequence[ChoiceAnswer], Path], tuple[pd.DataFrame, list[str]]
+    ]
 
 Sample = TypeVar("Sample", CaptionSample, ChoiceSample)
 
@@ -33,6 +43,7 @@ class Task:
         template: the prompt with its variable parts named, for the signature.
         max_new_tokens: greedy generation stops there.
         source: how the data are got.
+        origin: the task of lmms-eval that they are from, where no local layout is.
     """
 
     name: str
@@ -41,6 +52,7 @@ class Task:
     template: str
     max_new_tokens: int
     source: str
+    origin: str | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -52,10 +64,15 @@ class CaptionTask(Task):
 
 @dataclass(frozen=True)
 class ChoiceTask(Task):
-    """A benchmark of questions; `rules` names the parser that reads the replies."""
+    """A benchmark of questions; `rules` names the parser that reads the replies.
+
+    `score` scores them in its place: samples, replies and the folder of the run give rows, and what
+    a reader must know.
+    """
 
     load: Callable[[Path], list[ChoiceSample]]
-    rules: Rules
+    rules: Rules | None
+    score: Score | None = None
 
 
 def _only(relative: Path) -> Callable[[Path], list[Path]]:
@@ -153,7 +170,8 @@ def find_task(name: str) -> CaptionTask | ChoiceTask:
         UserError: there is none; the nearest name is given.
     """
     if name not in TASKS:
-        raise UserError(f"unknown task {name!r}; {nearest(name, TASKS)}")
+        hint = f"{nearest(name, TASKS)}; lmms-eval's are lmms:NAME"
+        raise UserError(f"unknown task {name!r}; {hint}")
     return TASKS[name]
 
 
@@ -165,11 +183,11 @@ def first_clusters(samples: list[Sample], limit: int | None) -> list[Sample]:
     return [sample for sample in samples if sample.cluster in kept]
 
 
-def refuse_doubled_ids(samples: Sequence[CaptionSample | ChoiceSample], file: Path) -> None:
+def refuse_doubled_ids(samples: Sequence[CaptionSample | ChoiceSample], file: object) -> None:
     """Refuse samples that share an id.
 
     Raises:
-        UserError: the first such id and the file.
+        UserError: the first such id and the file, or the data set.
     """
     counts = Counter(sample.id for sample in samples)
     for name, count in counts.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.images import image_sources
-from cwdpo_bench.evaluate.samples import ImageSource
+from cwdpo_bench.evaluate.samples import ImageSource, RowImages
 from cwdpo_bench.evaluate.tasks import find_task
 from cwdpo_bench.files import sha256_of
 from cwdpo_bench.vlm import open_image
@@ -47,6 +47,8 @@ def thumbnail(source: ImageSource, root: Path, edge: int, quality: int) -> bytes
     Raises:
         UserError: missing, broken, too large or outside `root`.
     """
+    if isinstance(source, RowImages):
+        raise UserError(f"{source.name}: pictures of lmms-eval's data sets are not shown")
     image = open_image(source, name="thumbnail", root=root, coarse=2 * edge)
     image.thumbnail((edge, edge))
     buffer = io.BytesIO()

@@ -196,7 +196,7 @@ def _statistics(task: str, holders: Systems, anchor: str, how: _How) -> tuple[di
 
 
 def _metrics(holders: Systems, task: str, statistics: Mapping[str, Runs]) -> dict[str, bool | None]:
-    """Every metric that all runs of a system report, in the order of METRICS; unknown ones last."""
+    """Every metric that all runs of a system report, in the order of METRICS; others last."""
     found: dict[str, bool | None] = {}
     for runs in holders.values():
         reported = [run.results["tasks"][task]["metrics"] for run in runs]

@@ -54,14 +54,19 @@ CALIBRATION_HEADLINES = ("token_ece", "ece")
 """The first of each that a task has stands in the overview."""
 
 
+def is_plain(metric: str) -> bool:
+    """Whether values are shown as they are; lmms-eval's have scales of their own."""
+    return metric in PLAIN or metric.startswith("lmms:")
+
+
 def scale(metric: str) -> float:
     """What a value of `metric` is multiplied by where it is shown."""
-    return 1.0 if metric in PLAIN else 100.0
+    return 1.0 if is_plain(metric) else 100.0
 
 
 def number(metric: str, value: float, *, signed: bool = False) -> str:
     """`value` of `metric` as text: × 100 with one decimal, or plain with three."""
-    digits = 3 if metric in PLAIN else 1
+    digits = 3 if is_plain(metric) else 1
     rounded = round(value * scale(metric), digits)
     # Without the 0.0 a small negative number would read "-0.0".
     return f"{rounded + 0.0:{'+' if signed else ''}.{digits}f}"
@@ -106,6 +111,8 @@ def metric_groups(task: TaskComparison) -> dict[str, list[str]]:
     for title, names in FAMILIES.items():
         named[title] = [name for name in task.metrics if name in names]
     placed = {name for names in named.values() for name in names}
+    named["lmms-eval"] = [name for name in task.metrics if name.startswith("lmms:")]
+    placed |= set(named["lmms-eval"])
     named["other"] = [name for name in task.metrics if name not in placed]
     return {title: names for title, names in named.items() if names}
 

@@ -272,4 +272,4 @@ def share_counts(statistics: TaskStatistics, metric: str) -> tuple[Floats, Float
 
 def known_metrics(systems: Sequence[TaskStatistics]) -> list[str]:
     """The metrics that all of them have, in the order of `METRICS`."""
-    return [name for name in METRICS if all(name in s.blocks for s in systems)]
+    return [name for name in systems[0].blocks if all(name in s.blocks for s in systems)]

@@ -106,7 +106,7 @@ def test_the_rules_are_those_of_the_benchmark() -> None:
 def test_random_guesses_are_drawn_with_the_official_seed_in_order() -> None:
     samples = [question(n, "ABC"[n % 3]) for n in range(60)]
     replies = ["A" if n % 4 == 0 else "no idea" for n in range(60)]
-    rows = choice_rows(samples, replies, rules="mmmu", parse_failures="random")
+    rows = choice_rows(samples, replies, rules="mmmu", parse_failures="official")
     draws = random.Random(OFFICIAL_SEED)
     expected = [
         ("A" if n % 4 == 0 else draws.choice(["A", "B", "C"])) == "ABC"[n % 3] for n in range(60)
@@ -116,12 +116,12 @@ def test_random_guesses_are_drawn_with_the_official_seed_in_order() -> None:
     assert rows["parsed"].isna().sum() == 45
     assert corpus_value("parse_failures", rows) == 0.75
     (warning,) = failure_warnings(rows)
-    assert "count as right by a guess, the others as wrong" in warning
+    assert "count as right by the official rule, the others as wrong" in warning
 
 
 def test_an_open_question_is_never_guessed() -> None:
     samples = [open_question(0, "5"), question(1)]
-    rows = choice_rows(samples, ["", "no idea"], rules="mmmu", parse_failures="random")
+    rows = choice_rows(samples, ["", "no idea"], rules="mmmu", parse_failures="official")
     assert rows["correct"].iloc[0] == np.False_
     first = random.Random(OFFICIAL_SEED).choice(["A", "B", "C"])
     assert rows["correct"].iloc[1] == (first == "B")

@@ -157,6 +157,15 @@ def test_precision_of_a_model_that_never_says_yes_is_left_out(root):
     assert metrics["yes_share"]["value"] == 0.0
 
 
+def test_by_the_official_rule_what_says_neither_is_a_yes(root):
+    samples = load_pope(root)
+    rows = choice_rows(samples, ["a dog"] * len(samples), rules="pope", parse_failures="official")
+    metrics = summarize(rows)["metrics"]
+
+    assert metrics["accuracy"]["value"] == metrics["precision"]["value"] == 0.5
+    assert metrics["yes_share"]["value"] == metrics["parse_failures"]["value"] == 1.0
+
+
 def test_a_run_has_settings_yes_share_and_calibration(tiny_model_folder, root, tmp_path):
     folder = run_tasks(tiny_model_folder, tasks=["pope"], data_root=root, output=tmp_path / "run")
 

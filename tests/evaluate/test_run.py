@@ -192,10 +192,14 @@ def refused(monkeypatch, tiny_model_folder, data_root, tmp_path):
     return attempt
 
 
-def test_a_named_task_that_is_missing_is_refused(refused, data_root):
+def test_a_named_task_that_is_missing_is_refused_without_lmms_eval(refused, data_root, monkeypatch):
     shutil.rmtree(data_root / "coco")
+    monkeypatch.setattr("cwdpo_bench.evaluate.choosing.is_installed", lambda: False)
 
-    refused("coco is not run: its data are not under .*val2014.zip", tasks=["coco", "mmbench"])
+    refused(
+        r"coco is not run: its data are not under .*val2014.zip.*cwdpo-bench\[lmms\]",
+        tasks=["coco", "mmbench"],
+    )
 
 
 def test_a_root_without_any_benchmark_is_refused(refused, tmp_path):
