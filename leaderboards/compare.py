@@ -33,7 +33,7 @@ from cwdpo_bench.leaderboards.paired import (
     paired_differences,
     resample,
 )
-from cwdpo_bench.leaderboards.ranking import ranks_of
+from cwdpo_bench.leaderboards.ranking import rank_systems
 from cwdpo_bench.leaderboards.signatures import check_signature, notes_on, signature_note
 from cwdpo_bench.leaderboards.significance import holm, wilson_interval
 from cwdpo_bench.leaderboards.statistics import (
@@ -141,8 +141,10 @@ def _compare_task(
     metrics = _metrics(holders, task, statistics)
     known = [name for name in metrics if name in METRICS]
     tested = [name for name in known if METRICS[name].compared]
-    # The least p is 2/(resamples + 1); it must stay small after Holm multiplies it.
-    resamples = max(RESAMPLES, 100 * len(tested) * (len(holders) - 1))
+    # The least p is 2/(resamples + 1); it must stay small after Holm multiplies it by the number
+    # of differences to the baseline, or of pairs to rank.
+    others = len(holders) - 1
+    resamples = max(RESAMPLES, 100 * len(tested) * others, 50 * len(holders) * others)
     several = len(holders) > 1 or shared or any(len(runs) > 1 for runs in holders.values())
     drawn = resample(statistics, known, resamples=resamples, seed=SEED) if several else {}
     of_tests = {s: {m: d for m, d in row.items() if m in tested} for s, row in drawn.items()}
@@ -155,6 +157,7 @@ def _compare_task(
         name: _scores(task, runs, statistics[name], drawn.get(name, {}), bool(shared))
         for name, runs in holders.items()
     }
+    ranking = rank_systems(statistics, drawn, metrics, ALPHA)
     grouped = next((name for name in GROUP_METRICS if name in known), None)
     return TaskComparison(
         name=task,
@@ -166,7 +169,8 @@ def _compare_task(
         groups={} if shared else _groups(holders, task),
         group_differences=_group_differences(statistics, base, grouped, metrics, how),
         group_metric=grouped,
-        ranks=ranks_of(statistics, drawn, metrics, ALPHA) if len(drawn) > 1 else {},
+        ranks=ranking.ranks,
+        best=ranking.best,
         tests=sum(map(len, differences.values())),
         resamples=resamples if differences else 0,
     )

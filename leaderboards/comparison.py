@@ -69,7 +69,8 @@ class TaskComparison:
         groups: group → system → metric → value.
         group_differences: group → system → the paired difference of `group_metric`.
         group_metric: what is compared by group; None where nothing is.
-        ranks: metric → system → rank; systems that cannot be told apart share one.
+        ranks: metric → system → rank, one more than the systems that are significantly better.
+        best: metric → the system that is significantly better than every other, where one is.
         tests: differences in the Holm family.
         resamples: draws behind p and the differences' intervals.
     """
@@ -84,6 +85,7 @@ class TaskComparison:
     group_differences: dict[str, dict[str, Difference]]
     group_metric: str | None
     ranks: dict[str, dict[str, int]]
+    best: dict[str, str]
     tests: int
     resamples: int
 

@@ -199,9 +199,8 @@ def group_cell(task: TaskComparison, group: str, system: str) -> str:
 
 
 def is_best(task: TaskComparison, metric: str, system: str) -> bool:
-    """Bold is earned: alone on rank 1, so significantly better than every other system."""
-    ranks = task.ranks.get(metric, {})
-    return ranks.get(system) == 1 and len(ranks) > 1 and list(ranks.values()).count(1) == 1
+    """Bold is earned: significantly better than every other system."""
+    return task.best.get(metric) == system
 
 
 PROVENANCE_COLUMNS = ("system", "seed", "date", "versions", "signature of the run")

@@ -169,7 +169,7 @@ def _ranks(comparison: Comparison) -> str:
         for system in comparison.systems
     ]
     headings = ["system", *(f"{escape(task.name)} {escape(metric)}" for task, metric in columns)]
-    how = "systems that cannot be told apart share one; Holm over the pairs of a column"
+    how = "one more than the systems that are significantly better; Holm over the pairs of a column"
     return f"**Ranks** ({how})\n\n{table(headings, rows)}"
 
 

@@ -118,12 +118,16 @@ def leaders(comparison: Comparison) -> list[str]:
             if not first or len(ranks) < 2:
                 continue
             place = f"{plain(task.name)} {metric}"
-            if len(first) == 1:
-                lines.append(f"{place}: {plain(first[0])}, significantly better than every other")
+            if metric in task.best:
+                lines.append(
+                    f"{place}: {plain(task.best[metric])}, significantly better than every other"
+                )
             elif len(first) == len(ranks):
                 lines.append(f"{place}: the test set does not tell the {len(ranks)} systems apart")
+            elif len(first) == 1:
+                lines.append(f"{place}: {plain(first[0])}, though not clearly ahead of every other")
             else:
-                lines.append(f"{place}: {_listed(first)} share the first rank")
+                lines.append(f"{place}: {_listed(first)}; no system is significantly better")
     return lines
 
 
