@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from cwdpo_bench.evaluate.metrics import LMMS, METRICS
+from cwdpo_bench.leaderboards.display import scale
 from cwdpo_bench.leaderboards.report_calibration import option_probabilities
 from cwdpo_bench.leaderboards.report_pictures import Pictures, Wanted
 
@@ -40,7 +41,8 @@ class TaskSamples:
 
     Attributes:
         name: of the task.
-        kind: "captions" or "choices".
+        kind: "captions"; "choices", which are right or wrong; "replies" of tasks with scores of
+            their own.
         metric: by which answers are better or worse; None where nothing tells.
         systems: names, the baseline first.
         rows: one a sample, as the page reads them.
@@ -69,13 +71,9 @@ def task_samples(task: str, systems: Mapping[str, pd.DataFrame], baseline: str) 
     """
     names = tuple(sorted(systems, key=lambda name: name != baseline))
     first = systems[names[0]]
-    captions = "references" in first
-    columns = [c for c in CAPTION_SCORES if all(c in table for table in systems.values())]
-    metric = (columns[0] if columns else None) if captions else "accuracy"
+    kind, metric = _kind(systems.values())
     tables = {name: systems[name].set_index("id").loc[first["id"]].reset_index() for name in names}
-    answers = [
-        _captions(table, metric) if captions else _choices(table) for table in tables.values()
-    ]
+    answers = [_ANSWERS[kind](table, metric) for table in tables.values()]
     prompts: dict[str, int] = {}
     rows = []
     for place, record in enumerate(first.to_dict("records")):
@@ -89,20 +87,20 @@ def task_samples(task: str, systems: Mapping[str, pd.DataFrame], baseline: str) 
             row["g"] = [_text(group) for group in record["groups"]]
         if record.get("shift"):
             row["s"] = int(record["shift"])
-        if captions:
+        if kind == "captions":
             row["r"] = [_text(reference) for reference in record["references"]]
         else:
-            row["o"] = [_text(option) for option in record["options"]]
-            row["t"] = _text(record["gold"])
+            row["o"] = [_text(option) for option in record.get("options", ())]
+            row["t"] = _text(record.get("gold", ""))
         rows.append(row)
     return TaskSamples(
         name=task,
-        kind="captions" if captions else "choices",
+        kind=kind,
         metric=metric,
         systems=names,
         rows=rows,
         sizes=[len(dumps(row).encode()) for row in rows],
-        interest=_interest(rows, captions),
+        interest=_interest(rows),
         prompts=list(prompts),
     )
 
@@ -157,6 +155,8 @@ def task_json(task: TaskSamples, places: Sequence[int], pictures: Pictures) -> s
         "task": task.name,
         "kind": task.kind,
         "metric": task.metric,
+        "scale": 1 if task.metric is None else scale(task.metric),
+        "sign": -1 if task.metric is not None and not METRICS[task.metric].higher_is_better else 1,
         "systems": list(task.systems),
         "prompts": task.prompts,
         "confident": CONFIDENT,
@@ -166,45 +166,69 @@ def task_json(task: TaskSamples, places: Sequence[int], pictures: Pictures) -> s
     return dumps(content)
 
 
-def _captions(samples: pd.DataFrame, metric: str | None) -> list[list[Any]]:
-    """Text and score of each caption."""
+def _kind(tables: Iterable[pd.DataFrame]) -> tuple[str, str | None]:
+    """What the answers are, and the column by which they are better or worse."""
+    shared = set.intersection(*(set(map(str, table.columns)) for table in tables))
+    if "references" in shared:
+        return "captions", next((name for name in CAPTION_SCORES if name in shared), None)
+    if {"correct", "parsed"} <= shared:
+        return "choices", "accuracy"
+    return "replies", min((name for name in shared if name.startswith(LMMS)), default=None)
+
+
+def _scored(samples: pd.DataFrame, metric: str | None) -> list[list[Any]]:
+    """Text and score of each answer; None where it has none."""
     scores = [None] * len(samples) if metric is None else samples[metric].tolist()
     return [
-        [_text(caption), None if score is None else round(float(score), 4)]
-        for caption, score in zip(samples["prediction"], scores, strict=True)
+        [_text(answer), None if score is None or score != score else round(float(score), 4)]
+        for answer, score in zip(samples["prediction"], scores, strict=True)
     ]
 
 
-def _choices(samples: pd.DataFrame) -> list[list[Any]]:
-    """Reply, what was read from it, whether that is right, and the options' probabilities."""
-    known = "option_log_probabilities" in samples
-    rows = option_probabilities(samples) if known else [None] * len(samples)
+def _choices(samples: pd.DataFrame, metric: str | None) -> list[list[Any]]:
+    """Reply, whether it is right, the options' probabilities, and what was read from it."""
     return [
         [
             _text(reply),
-            None if parsed is None or parsed != parsed else _text(parsed),
             int(correct),
-            None if odds is None else [round(p, 4) for p in odds],
+            odds,
+            None if parsed is None or parsed != parsed else _text(parsed),
         ]
         for reply, parsed, correct, odds in zip(
-            samples["prediction"], samples["parsed"], samples["correct"], rows, strict=True
+            samples["prediction"],
+            samples["parsed"],
+            samples["correct"],
+            _odds_of(samples),
+            strict=True,
         )
     ]
 
 
-def _interest(rows: Sequence[Mapping[str, Any]], captions: bool) -> list[float]:
-    """How far the answers are apart: in score, or in being right and in the odds of the truth."""
-    if captions:
-        scores = np.array(
-            [[0.0 if a[1] is None else a[1] for a in row["a"]] for row in rows], dtype=np.float64
-        )
-    else:
-        scores = np.array(
-            [[a[2] + _odds(a[3], row["t"]) for a in row["a"]] for row in rows], dtype=np.float64
-        )
-    if not len(rows):
-        return []
-    spread: list[float] = (scores.max(axis=1) - scores.min(axis=1)).tolist()
+def _replies(samples: pd.DataFrame, metric: str | None) -> list[list[Any]]:
+    """Reply, score, and the options' probabilities."""
+    return [
+        [*answer, odds]
+        for answer, odds in zip(_scored(samples, metric), _odds_of(samples), strict=True)
+    ]
+
+
+_ANSWERS = {"captions": _scored, "choices": _choices, "replies": _replies}
+
+
+def _odds_of(samples: pd.DataFrame) -> list[list[float] | None]:
+    if "option_log_probabilities" not in samples:
+        return [None] * len(samples)
+    rows = option_probabilities(samples)
+    return [None if odds is None else [round(p, 4) for p in odds] for odds in rows]
+
+
+def _interest(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """How far a sample's answers are apart: in score and in the odds of the right option."""
+    spread = []
+    for row in rows:
+        odds = [_odds(a[2] if len(a) > 2 else None, row.get("t", "")) for a in row["a"]]
+        scores = [(a[1] or 0.0) + p for a, p in zip(row["a"], odds, strict=True)]
+        spread.append(float(max(scores) - min(scores)))
     return spread
 
 

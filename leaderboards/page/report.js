@@ -48,29 +48,30 @@
   let data = null;
   const captions = () => data.kind === "captions";
 
-  // Answers: captions [text, score]; choices [reply, parsed, right, probabilities].
-  const score = (answer) => (captions() ? answer[1] : answer[2]);
+  // An answer: [text, score, probabilities of the options, what was read from it]; a choice's score
+  // is 1 where it is right. Captions have the first two alone, other replies the first three.
+  const choices = () => data.kind === "choices";
+  const score = (answer) => answer[1];
+  const figure = (value) => (data.scale * value).toFixed(data.scale === 100 ? 1 : 3);
   const gold = (row) => row.t.charCodeAt(0) - 65;
   const top = (odds) => odds.indexOf(Math.max(...odds));
   const compared = () => state.system > 0;
   const difference = (row) => {
-    const own = score(row.a[state.system]);
-    if (!compared() || own === null) return own === null ? 0 : own;
-    return own - score(row.a[0]);
+    const [own, other] = [score(row.a[state.system]), compared() ? score(row.a[0]) : 0];
+    return own === null || other === null ? 0 : data.sign * (own - other);
   };
   // Equal answers are told apart by the probability of the right option.
   const finer = (row) => {
-    if (captions()) return 0;
-    const [own, other] = [row.a[state.system][3], row.a[0][3]];
+    const [own, other] = [row.a[state.system][2], row.a[0][2]];
     if (!own || row.t.length !== 1) return 0;
     return own[gold(row)] - (compared() && other ? other[gold(row)] : 0);
   };
   const failed = (row) => {
     const answer = row.a[state.system];
-    return captions() ? answer[0].trim() === "" : answer[1] === null;
+    return choices() ? answer[3] === null : answer[0].trim() === "";
   };
   const confidentlyWrong = (row) => {
-    const odds = captions() ? null : row.a[state.system][3];
+    const odds = row.a[state.system][2];
     if (!odds || row.t.length !== 1) return false;
     const place = top(odds);
     return place !== gold(row) && odds[place] >= data.confident;
@@ -160,13 +161,14 @@
     const gain = make("span", "gain");
     if (!compared()) {
       const value = score(row.a[state.system]);
-      gain.textContent = value === null ? "" : captions() ? (100 * value).toFixed(1) : value ? "✓" : "✗";
+      gain.textContent = value === null ? "" : choices() ? (value ? "✓" : "✗") : figure(value);
       return gain;
     }
     const value = difference(row);
     gain.classList.add(value > 0 ? "better" : value < 0 ? "worse" : "muted");
     const sign = value > 0 ? "▲" : value < 0 ? "▼" : "=";
-    gain.textContent = captions() && value ? `${sign} ${value > 0 ? "+" : "−"}${Math.abs(100 * value).toFixed(1)}` : sign;
+    const change = data.sign * value;
+    gain.textContent = !choices() && value ? `${sign} ${change > 0 ? "+" : "−"}${figure(Math.abs(change))}` : sign;
     return gain;
   };
 
@@ -263,15 +265,15 @@
     const line = make("div");
     line.append(make("span", "who", data.systems[number]));
     const own = score(answer);
-    if (captions() && own !== null) line.append(make("span", "score muted", `${data.metric} ${(100 * own).toFixed(1)}`));
-    if (!captions()) {
-      const read = answer[1] === null ? "could not be parsed" : `read as ${answer[1]}`;
+    if (!choices() && own !== null) line.append(make("span", "score muted", `${data.metric} ${figure(own)}`));
+    if (choices()) {
+      const read = answer[3] === null ? "could not be parsed" : `read as ${answer[3]}`;
       line.append(make("span", `score ${own ? "better" : "worse"}`, `${own ? "✓ right" : "✗ wrong"}, ${read}`));
     }
     const words = make("pre", "", answer[0] || "(no words)");
     words.dir = "auto";
     box.append(line, words);
-    if (!captions() && answer[3]) box.append(oddsOf(row, answer[3]));
+    if (answer[2]) box.append(oddsOf(row, answer[2]));
     return box;
   };
 

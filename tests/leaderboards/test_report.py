@@ -48,7 +48,7 @@ def test_the_page_holds_every_answer_and_asks_nothing_of_the_network(runs) -> No
     assert len(mmmu["rows"]) == 120
     table = read_run(runs[1]).samples("mmmu").set_index("id")
     row = mmmu["rows"][5]
-    reply, parsed, right, odds = row["a"][1]
+    reply, right, odds, parsed = row["a"][1]
     own = table.loc[row["id"]]
     assert (reply, parsed, bool(right)) == (own["prediction"], own["parsed"], own["correct"])
     assert odds == pytest.approx(np.exp(own["option_log_probabilities"] + 0.1), abs=1e-4)
@@ -91,7 +91,7 @@ def test_runs_without_probabilities_say_so(make, tmp_path) -> None:
     make.save(tmp_path / "c", "c", {"mmmu": make.task(choices, "mmmu")})
     page = build_report([tmp_path / "c"])
     assert "there is nothing to calibrate" in page
-    assert blocks(page)["samples-0"]["rows"][0]["a"][0][3] is None
+    assert blocks(page)["samples-0"]["rows"][0]["a"][0][2] is None
 
 
 def test_seeds_of_a_system_are_one_card_that_the_gate_does_not_judge(runs) -> None:
@@ -255,6 +255,19 @@ def test_what_differs_most_stays_when_the_page_would_grow_too_large(make) -> Non
     assert set(wanted) == {Wanted("coco", "7"), Wanted("coco", "33")}
     every, _ = choose([task])
     assert every == {"coco": list(range(60))}
+
+
+def test_replies_of_tasks_with_scores_of_their_own_are_sorted_by_these(make, tmp_path) -> None:
+    for name, gain in (("a", 0.0), ("b", 1.0)):
+        samples = make.choices().drop(columns=["parsed", "correct"])
+        samples["lmms:error:lower"] = pd.Series([gain, *[None] * 2, *[2.0] * 117], dtype=object)
+        make.save(tmp_path / name, name, {"lmms:x": make.task(samples, "lmms:x")})
+    page = build_report([tmp_path / "a", tmp_path / "b"])
+    (shown,) = blocks(page).values()
+    assert (shown["kind"], shown["metric"], shown["sign"]) == ("replies", "lmms:error:lower", -1)
+    assert [answer[1] for answer in shown["rows"][0]["a"]] == [0.0, 1.0]
+    assert [answer[1] for answer in shown["rows"][1]["a"]] == [None, None]
+    assert "lmms:x lmms:error:lower" in page
 
 
 def test_rows_of_other_orders_are_matched_by_id(make) -> None:

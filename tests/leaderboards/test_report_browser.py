@@ -237,6 +237,25 @@ def test_without_javascript_all_but_the_samples_is_there(chromium, report) -> No
         assert not page.locator("#browser").is_visible()
 
 
+def test_one_run_and_replies_with_scores_of_their_own_open_too(chromium, make, tmp_path) -> None:
+    samples = make.choices().drop(columns=["parsed", "correct"])
+    samples["lmms:score"] = np.linspace(0, 5, len(samples))
+    run = make.save(tmp_path / "a", "a", {"lmms:x": make.task(samples, "lmms:x")})
+    path = tmp_path / "report.html"
+    path.write_text(build_report([run]))
+    with opened(chromium, path) as page:
+        assert page.locator("#list .gain").nth(0).inner_text() == "5.000"
+        assert "lmms:score 5.000" in page.inner_text("#detail .answer")
+        assert count(page) == 120
+        page.click("[data-filter=win]")
+        assert count(page) == 0
+    found = build_report([make.save(tmp_path / "b", "b", {"coco": make.task(make.captions())})])
+    path.write_text(found)
+    with opened(chromium, path) as page:
+        assert count(page) == 60
+        assert axe.Axe().run(page).response["violations"] == []
+
+
 def large_run(folder, name, size, seed):
     """Captions as long as real ones, with scores that no text earned."""
     random = np.random.default_rng(seed)
