@@ -289,14 +289,16 @@ def test_five_thousand_samples_open_in_two_seconds_and_thirty_megabytes(
     runs = [large_run(root / n, n, size, seed) for seed, n in enumerate(("base", "a", "b"))]
     ids = [f"{391895 + n}" for n in range(size)]
     path = root / "report.html"
-    pictures = make.pictures(ids, size=(640, 480))
+    # Noise, which no encoder shrinks: nearly all that pictures may take.
+    pictures = make.pictures(ids, size=(72, 54))
     path.write_text(build_report(runs, pictures=pictures, data_root=root))
-    assert path.stat().st_size < 30_000_000
+    assert 19_000_000 < path.stat().st_size < 30_000_000
     with opened(chromium, path) as page:
         taken = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
         # `loadEventEnd` is after the list stands and the first sample is shown.
         assert page.locator("#detail h3").count() == 1
         assert count(page) == size
+        print(f"{path.stat().st_size / 1e6:.1f} MB open in {taken:.0f} ms")
         assert 0 < taken < 2000
         started = time.monotonic()
         page.fill("#search", ids[-1])
