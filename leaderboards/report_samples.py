@@ -185,6 +185,18 @@ def _scored(samples: pd.DataFrame, metric: str | None) -> list[list[Any]]:
     ]
 
 
+def _captions(samples: pd.DataFrame, metric: str | None) -> list[list[Any]]:
+    """Text and score; where objects were looked for, also those named that are not there."""
+    answers = _scored(samples, metric)
+    if "hallucinated_objects" not in samples:
+        return answers
+    invented = samples["hallucinated_objects"]
+    return [
+        answer if names is None else [*answer, None, [_text(name) for name in names]]
+        for answer, names in zip(answers, invented, strict=True)
+    ]
+
+
 def _choices(samples: pd.DataFrame, metric: str | None) -> list[list[Any]]:
     """Reply, whether it is right, the options' probabilities, and what was read from it."""
     return [
@@ -212,7 +224,7 @@ def _replies(samples: pd.DataFrame, metric: str | None) -> list[list[Any]]:
     ]
 
 
-_ANSWERS = {"captions": _scored, "choices": _choices, "replies": _replies}
+_ANSWERS = {"captions": _captions, "choices": _choices, "replies": _replies}
 
 
 def _odds_of(samples: pd.DataFrame) -> list[list[float] | None]:

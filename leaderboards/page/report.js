@@ -49,7 +49,8 @@
   const captions = () => data.kind === "captions";
 
   // An answer: [text, score, probabilities of the options, what was read from it]; a choice's score
-  // is 1 where it is right. Captions have the first two alone, other replies the first three.
+  // is 1 where it is right. Captions have the first two alone, or in the last place the objects that
+  // they name and the picture does not show; other replies have the first three.
   const choices = () => data.kind === "choices";
   const score = (answer) => answer[1];
   const figure = (value) => (data.scale * value).toFixed(data.scale === 100 ? 1 : 3);
@@ -76,12 +77,20 @@
     const place = top(odds);
     return place !== gold(row) && odds[place] >= data.confident;
   };
+  const invented = (answer) => (captions() && answer[3]) || [];
+  // Key, name, test, and whether the task has such samples at all.
   const FILTERS = [
-    ["all", "all", () => true],
-    ["win", "better", (row) => compared() && difference(row) > 0],
-    ["loss", "worse", (row) => compared() && difference(row) < 0],
-    ["failure", "parse failures", failed],
-    ["confident", "confidently wrong", confidentlyWrong],
+    ["all", "all", () => true, () => true],
+    ["win", "better", (row) => difference(row) > 0, compared],
+    ["loss", "worse", (row) => difference(row) < 0, compared],
+    ["failure", () => (captions() ? "no words" : "parse failures"), failed, () => true],
+    ["confident", "confidently wrong", confidentlyWrong, () => data.rows.some((row) => row.a[state.system][2])],
+    [
+      "invented",
+      "hallucinated",
+      (row) => invented(row.a[state.system]).length > 0,
+      () => captions() && data.rows.some((row) => row.a[state.system][3]),
+    ],
   ];
 
   const haystack = new WeakMap();
@@ -129,11 +138,14 @@
   const refresh = () => {
     const words = state.words.toLowerCase().split(/\s+/).filter(Boolean);
     const searched = words.length ? data.rows.filter((row) => found(row, words)) : data.rows;
-    for (const [key, name, test] of FILTERS) {
+    for (const [key, name, test, applies] of FILTERS) {
+      const button = buttons.get(key);
+      button.hidden = !applies();
+      if (button.hidden && state.filter === key) state.filter = "all";
       const count = key === "all" ? searched.length : searched.filter(test).length;
-      buttons.get(key).textContent = `${name} ${count.toLocaleString("en")}`;
-      buttons.get(key).setAttribute("aria-pressed", String(state.filter === key));
+      button.textContent = `${typeof name === "string" ? name : name()} ${count.toLocaleString("en")}`;
     }
+    for (const [key, button] of buttons) button.setAttribute("aria-pressed", String(state.filter === key));
     const test = FILTERS.find(([key]) => key === state.filter)[2];
     state.rows = searched.filter(test);
     if (state.order !== "id") {
@@ -269,6 +281,9 @@
     if (choices()) {
       const read = answer[3] === null ? "could not be parsed" : `read as ${answer[3]}`;
       line.append(make("span", `score ${own ? "better" : "worse"}`, `${own ? "✓ right" : "✗ wrong"}, ${read}`));
+    }
+    if (invented(answer).length) {
+      line.append(make("span", "score worse", `not in the picture: ${invented(answer).join(", ")}`));
     }
     const words = make("pre", "", answer[0] || "(no words)");
     words.dir = "auto";
