@@ -26,11 +26,9 @@ DYNAMICS = "dynamics.parquet"
 PROVENANCE = "provenance.json"
 
 PANELS: dict[str, dict[str, str]] = {
-    "log p a token": {
-        "chosen_mean_logp": "chosen",
-        "rejected_mean_logp": "rejected",
-        "argmax_mean_logp": "argmax",
-    },
+    # The rejected answers fall so far that on their axis nothing of the others could be seen.
+    "log p a token": {"chosen_mean_logp": "chosen", "argmax_mean_logp": "argmax"},
+    "log p a token, rejected": {"rejected_mean_logp": "rejected"},
     "top-1 probability": {"top1_probability": "top-1 probability"},
     "entropy (nats)": {"entropy": "entropy"},
     "token ECE": {"token_ece": "token ECE"},

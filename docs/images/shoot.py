@@ -16,7 +16,7 @@ from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 HERE = Path(__file__).parent
-SIZE: ViewportSize = {"width": 1280, "height": 860}
+SIZE: ViewportSize = {"width": 1280, "height": 1000}
 
 
 def verdict(page: Page) -> None:

@@ -216,7 +216,10 @@ def test_curves_are_found_beside_the_checkpoint_that_the_run_names(make, tmp_pat
     assert (recipe.moment.first, recipe.moment.last) == (12.0, 16.0)
     strips = draw_strips(recipes)
     titles = [strip.title for strip in strips]
-    assert titles == ["log p a token", "token ECE", "w_c: cooling weights of the pairs"]
+    assert titles == [
+        *("log p a token", "log p a token, rejected", "token ECE"),
+        "w_c: cooling weights of the pairs",
+    ]
     assert "moment squeezing" in strips[0].panels[0]
     page = build_report([run])
     assert "squeezing: so" in page
