@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,7 +15,9 @@ def serve_report(page: str) -> None:
     with report_server(page) as server:
         address = f"http://{HOST}:{server.server_port}/"
         print(f"{address} (Ctrl-C ends)", flush=True)
-        webbrowser.open(address)
+        # Without a screen a browser of text might take the terminal over.
+        if sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+            webbrowser.open(address)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

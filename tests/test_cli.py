@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -196,6 +199,25 @@ def test_report_writes_one_page(cli: Cli, replies: Path, tmp_path: Path) -> None
     assert "--output, or open the report with --serve" in _error(cli, "report", run)
     assert "SYSTEM=FOLDER" in _error(cli, "report", run, "--output", page, "--checkpoint", "x")
     assert "cannot be written" in _error(cli, "report", run, "--output", "/proc/none/x.html")
+
+
+def test_report_is_served_until_it_is_interrupted(cli: Cli, replies: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    cli("score", "--task", "mmmu", "--predictions", replies, "--output", run)
+    screens = ("DISPLAY", "WAYLAND_DISPLAY")
+    with subprocess.Popen(
+        [sys.executable, "-m", "cwdpo_bench", "report", str(run), "--serve"],
+        env={name: value for name, value in os.environ.items() if name not in screens},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[0]
+        assert address.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(address) as answer:
+            assert b"<!doctype html>" in answer.read()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=30) == 0
 
 
 def test_an_unknown_format_is_named(cli: Cli, replies: Path, tmp_path: Path) -> None:
