@@ -1,8 +1,9 @@
 """The command line: thin, with lazy imports, so that `--help` answers before torch could load.
 
 Exit statuses: 0 done, 1 a fault of ours (with a traceback), 2 a mistake that the user can mend,
-130 interrupted. `gate` answers by its own: 0 pass, 1 regression, 2 inconclusive, 3 could not judge;
-every mistake and every fault there is a 3, so that none is read as a verdict.
+130 interrupted; a training that is told to stop (SIGINT, SIGTERM) saves first, then leaves with 128
+plus the signal's number. `gate` answers by its own: 0 pass, 1 regression, 2 inconclusive, 3 could
+not judge; every mistake and every fault there is a 3, so that none is read as a verdict.
 """
 
 from __future__ import annotations
@@ -108,23 +109,27 @@ def train(
 ) -> None:
     """Train a model on preference pairs with a recipe."""
     quiet_libraries()
+    from cwdpo_bench.train.interruption import Interrupted
     from cwdpo_bench.train.panel import TrainPanel
     from cwdpo_bench.train.recipe import load_recipe
     from cwdpo_bench.train.run import train as run_training
 
     loaded = load_recipe(recipe, overrides)
-    with TrainPanel(loaded.name) as panel:
-        record = run_training(
-            loaded,
-            model=model_path(model),
-            model_name=_model_name(model),
-            data=data,
-            output=output,
-            probe=probe,
-            resume=resume,
-            report=panel.step,
-            measured=panel.measured,
-        )
+    try:
+        with TrainPanel(loaded.name) as panel:
+            record = run_training(
+                loaded,
+                model=model_path(model),
+                model_name=_model_name(model),
+                data=data,
+                output=output,
+                probe=probe,
+                resume=resume,
+                report=panel.step,
+                measured=panel.measured,
+            )
+    except Interrupted as interrupted:
+        _fail(str(interrupted), status=128 + interrupted.signal)
     for warning in record["warnings"]:
         print(f"cwdpo-bench: warning: {warning}", file=sys.stderr)
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +69,20 @@ class BaseTrainer(Trainer):
             for name, values in self._recorded.items():
                 logs[name] = torch.stack([value.cpu() for value in values]).mean().item()
             self._recorded.clear()
+        if "train_loss" in logs:
+            logs["train_loss"] = self._mean_loss(logs["train_loss"])
         super().log(logs, start_time)
+
+    def _mean_loss(self, otherwise: float) -> float:
+        """The mean of the logged losses over their steps.
+
+        The Trainer's own divides the sum since the last start by all steps, so that a resumed run
+        ends with a figure that is too small (seen in transformers 5.24).
+        """
+        lines = [line for line in self.state.log_history if "loss" in line]
+        steps = [0, *(line["step"] for line in lines)]
+        weighted = [
+            line["loss"] * (end - start)
+            for line, (start, end) in zip(lines, pairwise(steps), strict=True)
+        ]
+        return sum(weighted) / steps[-1] if lines else otherwise

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the last whole one, a finished stage's, and what is said of a full disk."""
+"""Checkpoints on disk, the last whole one and a finished stage's; a full disk or memory, told."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -38,6 +39,29 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise UserError(
             f"{folder}: a checkpoint cannot be written ({text.splitlines()[0]}); free space, then "
             "go on with --resume"
+        ) from error
+
+
+@contextmanager
+def memory_errors(trainer: BaseTrainer) -> Iterator[None]:
+    """Too little memory is told with the sizes and the keys that lower it."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        # The CPU's allocator raises a plain RuntimeError.
+        cpu = "can't allocate memory" in str(error)
+        if not (isinstance(error, torch.OutOfMemoryError) or cpu):
+            raise
+        batch = trainer.args.per_device_train_batch_size
+        keys = [f"trainer.per_device_train_batch_size (now {batch})"]
+        if not trainer.args.gradient_checkpointing:
+            keys.append("or set trainer.gradient_checkpointing=true")
+        raise UserError(
+            f"out of memory at step {trainer.state.global_step + 1} with {batch} pairs a forward "
+            f"({str(error).splitlines()[0]}); lower {', '.join(keys)}; "
+            "trainer.gradient_accumulation_steps keeps the pairs a step; the last checkpoint is "
+            "kept, but these keys make another run: name another --output, with init=CHECKPOINT "
+            "to start from it"
         ) from error
 
 

@@ -56,7 +56,11 @@ def take_up(output: Path, recipe: Recipe, record: dict[str, Any], resume: bool) 
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; name a folder with --output")
-    if not output.is_dir() or not any(output.iterdir()):
+    for leftover in output.glob("**/.*.tmp"):
+        # A write that was cut off; what it was to replace is whole.
+        leftover.unlink()
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if names <= {"recipe.yaml"}:
         return record
     if not (output / "provenance.json").is_file():
         raise UserError(f"{output}: holds other files; name a new folder with --output")

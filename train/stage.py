@@ -10,10 +10,16 @@ from transformers import PrinterCallback, TrainingArguments
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.train.base import BaseTrainer
-from cwdpo_bench.train.checkpoints import disk_errors, last_whole_checkpoint, step_of
+from cwdpo_bench.train.checkpoints import (
+    disk_errors,
+    last_whole_checkpoint,
+    memory_errors,
+    step_of,
+)
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker, make_cooling
 from cwdpo_bench.train.curriculum import curriculum_order, reordered
 from cwdpo_bench.train.data import Pair
+from cwdpo_bench.train.interruption import SaveOnSignal
 from cwdpo_bench.train.negatives import OnPolicyNegatives, frozen_copy
 from cwdpo_bench.train.prepared import PreparedPairs
 from cwdpo_bench.train.recipe import Recipe, arguments_class
@@ -141,8 +147,14 @@ def _run_trainer(trainer: BaseTrainer, stage: Stage, watch: Watch, resume: bool)
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_whole_checkpoint(stage.folder) if resume else None
     watch.log.forget_after(stage.name, -1 if checkpoint is None else step_of(checkpoint))
-    with disk_errors(stage.folder):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    interruption = SaveOnSignal()
+    trainer.add_callback(interruption)
+    try:
+        with disk_errors(stage.folder), memory_errors(trainer):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        interruption.release()
+    interruption.raise_if_received(trainer.state.global_step)
 
 
 def _cooling_record(
