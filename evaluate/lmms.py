@@ -213,15 +213,14 @@ def load_samples(name: str, task: Any, limit: int | None = None) -> Loaded:
                     f"task {PREFIX}{name}: row {sample.id}: needs 2 to 26 options, no two alike, "
                     "and an answer among them"
                 )
-    settings = dict(task.config.generation_kwargs or {})
+    settings = task.config.generation_kwargs or {}
     warnings = []
     if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
         warnings.append("the task asks for sampled replies; they are greedy here")
     if task.config.repeats > 1:
         warnings.append(f"the task asks {task.config.repeats} times; once here")
-    length = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
     # Where the options are all that is scored, a reply is only read for `exact_match`.
-    longest = 32 if task.OUTPUT_TYPE == "multiple_choice" else length
+    longest = 32 if task.OUTPUT_TYPE == "multiple_choice" else longest_reply(settings)
     return Loaded(task, samples, longest, warnings)
 
 
@@ -231,7 +230,29 @@ def row_images(task: Any, number: int) -> Sequence[Image.Image]:
     Raises:
         TypeError: it gives something that is no picture, as for videos.
     """
-    visuals = task.doc_to_visual(task.task_docs[number])
+    return as_images(task.doc_to_visual(task.task_docs[number]))
+
+
+def longest_reply(settings: Mapping[str, Any]) -> int:
+    """Where generation stops, from a task's generation settings."""
+    return int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
+
+
+def cut_at_stops(text: str, settings: Mapping[str, Any]) -> str:
+    """The reply up to the first of the stop texts in a task's generation settings."""
+    until = settings.get("until") or []
+    for stop in [until] if isinstance(until, str) else until:
+        if stop:
+            text = text.split(stop)[0]
+    return text
+
+
+def as_images(visuals: Any) -> Sequence[Image.Image]:
+    """What a task's `doc_to_visual` gives, as a list of pictures.
+
+    Raises:
+        TypeError: it gives something that is no picture, as for videos.
+    """
     images = list(visuals) if isinstance(visuals, list | tuple) else [visuals]
     images = [image for image in images if image is not None]
     if odd := [image for image in images if not isinstance(image, Image.Image)]:

@@ -22,7 +22,7 @@ import pandas as pd
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.choices import option_columns
 from cwdpo_bench.evaluate.engine import ChoiceAnswer
-from cwdpo_bench.evaluate.lmms import PREFIX, Loaded
+from cwdpo_bench.evaluate.lmms import PREFIX, Loaded, cut_at_stops
 from cwdpo_bench.evaluate.metrics import lmms_metric_name
 from cwdpo_bench.evaluate.samples import ChoiceSample
 
@@ -45,7 +45,8 @@ def score_replies(
         UserError: the task's own code fails on a reply.
     """
     task = loaded.task
-    texts = [_cut(task, answer.text) for answer in answers]
+    settings = task.config.generation_kwargs or {}
+    texts = [cut_at_stops(answer.text, settings) for answer in answers]
     rows = pd.DataFrame(
         {
             "id": [sample.id for sample in samples],
@@ -84,15 +85,6 @@ def _told(name: str, whole: object) -> str:
     if isinstance(whole, int | float) and math.isfinite(whole):
         return f"{name} = {whole:.6g} by the task's own aggregation, no mean, so without interval"
     return f"{name}: the task's own aggregation gives no number"
-
-
-def _cut(task: Any, text: str) -> str:
-    """The reply up to the first of the task's stop texts."""
-    until = (task.config.generation_kwargs or {}).get("until") or []
-    for stop in [until] if isinstance(until, str) else until:
-        if stop:
-            text = text.split(stop)[0]
-    return text
 
 
 def _results(
