@@ -38,7 +38,6 @@ class Bar(NamedTuple):
         value, low, high: as shown (already × 100 where the metric is).
         words: the value and its sign as text.
         verdict: class of the mark: better, worse, higher, lower, same, or empty.
-        sign: the verdict's sign.
         series: place of the system among all, for its colour.
     """
 
@@ -48,7 +47,6 @@ class Bar(NamedTuple):
     high: float
     words: str
     verdict: str = ""
-    sign: str = ""
     series: int = 0
 
 

@@ -21,6 +21,7 @@ from cwdpo_bench.leaderboards.display import (
     plain,
     provenance_rows,
 )
+from cwdpo_bench.leaderboards.policy import load_policy
 from cwdpo_bench.leaderboards.report_calibration import Calibration, calibration_of
 from cwdpo_bench.leaderboards.report_dynamics import Recipe, draw_strips, read_recipes
 from cwdpo_bench.leaderboards.report_page import render_page
@@ -29,7 +30,6 @@ from cwdpo_bench.leaderboards.report_samples import TaskSamples, choose, task_js
 from cwdpo_bench.leaderboards.report_tables import overview_tables, task_parts
 from cwdpo_bench.leaderboards.report_verdict import headline, judge_systems, leaders
 from cwdpo_bench.leaderboards.statistics import intersect
-from cwdpo_bench.leaderboards.svg import series_class
 from cwdpo_bench.leaderboards.systems import (
     Paths,
     Systems,
@@ -67,7 +67,8 @@ def build_report(
         comparison: what `compare_runs` gave for the same arguments, if it is there already.
 
     Raises:
-        UserError: as `compare_runs`; or `checkpoints` names no system.
+        UserError: as `compare_runs`; `checkpoints` names no system or one of
+            several seeds, or the policy is broken.
     """
     if comparison is None:
         comparison = compare_runs(
@@ -78,8 +79,13 @@ def build_report(
     for name in checkpoints or {}:
         if name not in systems:
             raise UserError(f"--checkpoint {name}: no such system; {nearest(name, systems)}")
+        if len(systems[name]) > 1:
+            raise UserError(f"--checkpoint {name}: is several seeds; only their runs can name them")
+    if policy is not None:
+        # The gate would answer a broken one with "not judged"; here it is the user's mistake.
+        load_policy(policy)
     verdicts = judge_systems(comparison, policy)
-    recipes, without_curves = read_recipes(labelled(systems), _by_run(systems, checkpoints or {}))
+    recipes, without_curves = read_recipes(labelled(systems), checkpoints)
     looks, browsed = _look_at_samples(systems, base, on_mismatch)
     kept, wanted = choose(browsed)
     gathered = gather_pictures(wanted, _first_holders(systems), pictures, data_root)
@@ -90,7 +96,6 @@ def build_report(
     content = {
         "title": plain(title),
         "baseline": plain(base),
-        "systems": [(plain(name), series_class(place)) for name, place in series.items()],
         "headline": headline(verdicts, base),
         "verdicts": [
             {"gate": verdict, "dynamics": [r for r in recipes if _of_system(r, verdict.name)]}
@@ -163,15 +168,6 @@ def _sample_notes(browsed: Sequence[TaskSamples], kept: Mapping[str, Sequence[in
         for task in browsed
         if len(kept[task.name]) < len(task.rows)
     ]
-
-
-def _by_run(systems: Systems, checkpoints: Mapping[str, Path]) -> dict[str, Path]:
-    """Checkpoints by the names of `labelled`; a system of several seeds has one a run."""
-    return {
-        name: checkpoints[name]
-        for name, runs in systems.items()
-        if name in checkpoints and len(runs) == 1
-    }
 
 
 def _of_system(recipe: Recipe, name: str) -> bool:

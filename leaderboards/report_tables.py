@@ -75,7 +75,7 @@ def task_parts(
         looks: system → its calibration on the task.
         series: system → its place among all, for its colour.
     """
-    forests = {metric: _forest(comparison, task, metric, series) for metric in task.metrics}
+    forests = {metric: _forest(comparison, task, metric) for metric in task.metrics}
     drawn = {metric: chart for metric, chart in forests.items() if chart is not None}
     # Tasks of lmms-eval have metrics of their own; the first stand for them.
     first = [m for m in (*HEADLINES, *CALIBRATION_HEADLINES) if m in drawn] or list(drawn)[:2]
@@ -91,9 +91,7 @@ def task_parts(
     }
 
 
-def _forest(
-    comparison: Comparison, task: TaskComparison, metric: str, series: Mapping[str, int]
-) -> Chart | None:
+def _forest(comparison: Comparison, task: TaskComparison, metric: str) -> Chart | None:
     rows = []
     for system in comparison.systems:
         score = task.scores.get(system.name, {}).get(metric)
@@ -112,8 +110,6 @@ def _forest(
                 by * difference.ci95[1],
                 words,
                 difference.verdict,
-                MARKS[difference.verdict],
-                series[system.name],
             )
         )
     if not rows:

@@ -117,6 +117,18 @@ def test_only_shared_samples_are_shown_where_the_runs_intersect(make, tmp_path) 
 def test_a_checkpoint_of_no_system_is_refused(runs, tmp_path) -> None:
     with pytest.raises(UserError, match="did you mean 'better'"):
         build_report(runs, checkpoints={"beter": tmp_path})
+    with pytest.raises(UserError, match="several seeds"):
+        build_report({"base": [runs[0]], "ours": runs[1:]}, checkpoints={"ours": tmp_path})
+
+
+def test_a_policy_of_ones_own_is_followed_and_a_broken_one_refused(runs, tmp_path) -> None:
+    policy = tmp_path / "gate.yaml"
+    policy.write_text("rules: [{metric: CIDEr, max_drop: 1000, detect: 8}]")
+    page = build_report([runs[1], runs[0]], policy=policy)
+    assert "with gate.yaml" in page
+    assert "passes" in page
+    with pytest.raises(UserError, match=r"missing.yaml"):
+        build_report(runs, policy=tmp_path / "missing.yaml")
 
 
 # --- the verdict ---------------------------------------------------------------------------------
