@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 # Read when torch is loaded. The models are tiny: a second thread gains little when the machine is
@@ -9,6 +10,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -107,4 +109,25 @@ def tiny_plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, processor = build_tiny_idefics3(seed=0)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+def _families() -> ModuleType:
+    """`tests/families.py`: the tests are no package, so it has no name to import it by."""
+    spec = importlib.util.spec_from_file_location("families", Path(__file__).parent / "families.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FAMILIES = _families()
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES.FAMILIES))
+def family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny model of each family in turn; its `config.json` tells which."""
+    folder = tmp_path_factory.mktemp(request.param)
+    FAMILIES.save_family(request.param, folder)
     return folder

@@ -97,7 +97,7 @@ def merge_prompts(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> dict[s
     do that hold a row's images in one block [1, images, C, H, W] with a mask of its real pixels.
     """
     width = max(prompt["input_ids"].shape[-1] for prompt in prompts)
-    blocks = any(v.ndim == _IMAGE_BLOCK_DIMENSIONS for prompt in prompts for v in prompt.values())
+    blocks = any(_BLOCK_MASK in prompt for prompt in prompts)
     merged: dict[str, torch.Tensor] = {}
     for name in dict.fromkeys(name for prompt in prompts for name in prompt):
         parts = [prompt[name] for prompt in prompts if name in prompt]
@@ -115,7 +115,8 @@ def merge_prompts(prompts: Sequence[EncodedPrompt], pad_token_id: int) -> dict[s
     return merged
 
 
-_IMAGE_BLOCK_DIMENSIONS = 5
+_BLOCK_MASK = "pixel_attention_mask"
+"""Of the real pixels, beside a block [1, images, C, H, W] for a row's images (Idefics3)."""
 
 
 def _to_common_shape(parts: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -25,7 +25,7 @@ from cwdpo_bench.vlm.batch import (
 )
 from cwdpo_bench.vlm.model import VLM
 
-PACKED_FAMILIES = {"qwen2_5_vl"}
+PACKED_FAMILIES = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
 """Model types whose packed rows are tested to equal plain rows."""
 
 _MASKED_ATTENTION = {"sdpa", "eager"}
