@@ -25,6 +25,7 @@ from cwdpo_bench.leaderboards.policy import load_policy
 from cwdpo_bench.leaderboards.report_calibration import Calibration, calibration_of
 from cwdpo_bench.leaderboards.report_dynamics import Recipe, draw_strips, read_recipes
 from cwdpo_bench.leaderboards.report_page import render_page
+from cwdpo_bench.leaderboards.report_pictures import BUDGET as PAGE_BUDGET
 from cwdpo_bench.leaderboards.report_pictures import PictureReader, gather_pictures
 from cwdpo_bench.leaderboards.report_samples import TaskSamples, choose, task_json, task_samples
 from cwdpo_bench.leaderboards.report_tables import overview_tables, task_parts
@@ -88,7 +89,10 @@ def build_report(
     recipes, without_curves = read_recipes(labelled(systems), checkpoints)
     looks, browsed = _look_at_samples(systems, base, on_mismatch)
     kept, wanted = choose(browsed)
-    gathered = gather_pictures(wanted, _first_holders(systems), pictures, data_root)
+    taken = sum(task.sizes[place] for task in browsed for place in kept[task.name])
+    gathered = gather_pictures(
+        wanted, _first_holders(systems), pictures, data_root, PAGE_BUDGET - taken
+    )
     samples = {
         task.name: task_json(task, kept[task.name], gathered) for task in browsed if kept[task.name]
     }
