@@ -141,6 +141,21 @@ def train(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder, full or an adapter.")],
+    output: Annotated[Path, typer.Option(help="A new folder for the model.")],
+    merge: Annotated[
+        bool, typer.Option(help="Merge an adapter into its base: loads without peft, as in vLLM.")
+    ] = False,
+) -> None:
+    """Write a checkpoint as a model folder of plain transformers."""
+    quiet_libraries()
+    from cwdpo_bench.train.export import export_checkpoint
+
+    print(f"{output}: {export_checkpoint(checkpoint, output, merge=merge)}")
+
+
+@app.command()
 def diagnose(
     checkpoint: Annotated[
         str, typer.Argument(help="Hub id, local folder, adapter folder, or `demo`.")

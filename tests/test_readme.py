@@ -40,6 +40,7 @@ def test_every_command_of_the_front_door_is_shown() -> None:
         "demo",
         "train",
         "diagnose",
+        "export",
         "negatives",
         "run",
         "score",

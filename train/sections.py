@@ -276,6 +276,8 @@ class Lora(Section):
     r: Annotated[int, Field(gt=0)] = 16
     alpha: Annotated[int, Field(gt=0)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rslora: bool = False
+    dora: bool = False
     target_modules: str | list[str] = (
         r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     )

@@ -99,6 +99,8 @@ def with_lora(vlm: VLM, recipe: Recipe) -> VLM:
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
+            use_rslora=lora.rslora,
+            use_dora=lora.dora,
             target_modules=lora.target_modules,
             task_type="CAUSAL_LM",
         )
