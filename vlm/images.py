@@ -6,9 +6,11 @@ import base64
 import binascii
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from cwdpo_bench.errors import UserError
 
@@ -72,9 +74,20 @@ def open_image(
     return _decode(data, where, max_pixels, coarse)
 
 
+@contextmanager
+def _cut_off_refused() -> Iterator[None]:
+    """Pillow's switch for images that end too early is the process's, and lmms-eval turns it on."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
 def _decode(data: bytes, where: str, max_pixels: int, coarse: int | None) -> Image.Image:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _cut_off_refused():
             # Pillow's own bomb warning is replaced by our limit, checked before any decoding.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:

@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from sklearn.datasets import load_sample_images
 
 from cwdpo_bench.errors import UserError
@@ -70,6 +70,15 @@ def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
 def test_broken_bytes_name_the_sample(data: bytes) -> None:
     with pytest.raises(UserError, match="row 3"):
         open_image(data, name="row 3")
+
+
+def test_a_cut_off_image_is_refused_whatever_another_library_wants(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(UserError, match="row 3"):
+        open_image(_noise()[:300], name="row 3")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 def test_text_that_is_no_base64_is_refused() -> None:
