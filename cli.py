@@ -225,6 +225,27 @@ def run(
         Path | None, typer.Option(help="Folder of YAML tasks of yours, for lmms:NAME.")
     ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
+    engine: Annotated[
+        Literal["hf", "openai"],
+        typer.Option(help="Load the model here, or ask an OpenAI-compatible server for it."),
+    ] = "hf",
+    base_url: Annotated[
+        str | None, typer.Option(help="openai: the server, http://…/v1; --model is its name there.")
+    ] = None,
+    key_variable: Annotated[
+        str, typer.Option(help="openai: the environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    concurrency: Annotated[int, typer.Option(help="openai: requests at a time.")] = 8,
+    timeout: Annotated[float, typer.Option(help="openai: seconds for a request.")] = 120,
+    retries: Annotated[
+        int, typer.Option(help="openai: repetitions of a request that failed (429, 5xx, …).")
+    ] = 5,
+    max_requests: Annotated[
+        int | None, typer.Option(help="openai: stop before more requests than that.")
+    ] = None,
+    max_total_tokens: Annotated[
+        int | None, typer.Option(help="openai: stop after so many tokens, prompts included.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a checkpoint on the benchmarks, with calibration."""
@@ -232,14 +253,22 @@ def run(
     from dataclasses import replace
 
     from cwdpo_bench.evaluate.run import run_tasks
+    from cwdpo_bench.evaluate.server import Server
     from cwdpo_bench.vlm import load_vlm
 
+    if (engine == "openai") != (base_url is not None):
+        raise UserError("--engine openai and --base-url http://…/v1 go together")
+    server = None
+    if base_url is not None:
+        server = Server(
+            base_url, key_variable, concurrency, timeout, retries, max_requests, max_total_tokens
+        )
     reference = None
     if reference_model is not None:
         loaded = load_vlm(model_path(reference_model), trust_remote_code=trust_remote_code)
         reference = replace(loaded, name=reference_model)
     folder = run_tasks(
-        model_path(model),
+        model if server is not None else model_path(model),
         model_name=model,
         tasks=None if tasks is None else [task.strip() for task in tasks.split(",")],
         data_root=_data_root(model, data_root, named=tasks is not None),
@@ -251,6 +280,7 @@ def run(
         parse_failures=parse_failures,
         include_path=include_path,
         trust_remote_code=trust_remote_code,
+        server=server,
     )
     _show_run(folder.results, output, as_json)
 

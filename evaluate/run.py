@@ -42,6 +42,8 @@ from cwdpo_bench.evaluate.results import (
     write_run,
 )
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
+from cwdpo_bench.evaluate.served import ServedEngine
+from cwdpo_bench.evaluate.server import Server
 from cwdpo_bench.progress import progress_bar
 from cwdpo_bench.vlm import VLM, load_vlm
 
@@ -68,6 +70,7 @@ def run_tasks(
     parse_failures: ParseFailures = "wrong",
     include_path: Path | None = None,
     trust_remote_code: bool = False,
+    server: Server | None = None,
     bars: Progress | None = None,
 ) -> RunFolder:
     """Answer and score benchmarks, and write a run folder.
@@ -87,6 +90,7 @@ def run_tasks(
         parse_failures: what becomes of a reply in which nothing is found (`choice_rows`).
         include_path: a folder of YAML files that define tasks for lmms-eval, searched first.
         trust_remote_code: let the models' own code run.
+        server: where given, it answers, and `model` is the model's name there.
         bars: a running display to draw the progress on, for callers that have one.
 
     Raises:
@@ -102,10 +106,19 @@ def run_tasks(
     if any(isinstance(job, CaptionJob) for job in jobs):
         find_java()
     _refuse_unwritable(output)
-    load = partial(_load, trust_remote_code=trust_remote_code)
-    reference = None if reference_model is None else load(reference_model)
-    vlm = load(model) if model_name is None else replace(load(model), name=model_name)
-    engine = InProcessEngine(vlm, data_root, batch_size, reference, diversity)
+    engine: Engine
+    if server is None:
+        load = partial(_load, trust_remote_code=trust_remote_code)
+        reference = None if reference_model is None else load(reference_model)
+        vlm = load(model) if model_name is None else replace(load(model), name=model_name)
+        engine = InProcessEngine(vlm, data_root, batch_size, reference, diversity)
+    else:
+        if reference_model is not None or diversity or trust_remote_code:
+            raise UserError(
+                "--engine openai: leave --reference-model, --diversity and --trust-remote-code "
+                "out; they need the model in this process"
+            )
+        engine = ServedEngine(server, str(model), data_root)
     entry, shared = dict(engine.model), signature_of(_shared_parts(engine))
     signatures = {
         job.task.name: signature_of(_task_parts(job, limit, engine, parse_failures)) for job in jobs

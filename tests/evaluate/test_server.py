@@ -1,0 +1,258 @@
+"""A client against a server that misbehaves in every way that servers do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate.server import MAX_REPLY_BYTES, Client, RequestFailed, Server
+
+pytest.importorskip("httpx")
+
+KEY = "sk-do-not-show-me"
+Act = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
+
+
+def send(handler: BaseHTTPRequestHandler, status: int, content: bytes, **headers: str) -> None:
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def completion(text: str, **extra: Any) -> bytes:
+    message = {"role": "assistant", "content": text}
+    return json.dumps({"choices": [{"index": 0, "message": message}], **extra}).encode()
+
+
+def well(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    send(handler, 200, completion("well", usage={"total_tokens": 10}))
+
+
+def status(code: int, content: bytes = b"{}", **headers: str) -> Act:
+    return lambda handler, body: send(handler, code, content, **headers)
+
+
+def cut(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+    handler.close_connection = True
+
+
+def hang(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    handler.server.released.wait(20)  # type: ignore[attr-defined]
+
+
+def drip(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    """A byte now and then: each wait is short, the whole has no end."""
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(200):
+        if handler.server.released.wait(0.05):  # type: ignore[attr-defined]
+            return
+        handler.wfile.write(b" ")
+
+
+@contextmanager
+def serving(*acts: Act, **settings: Any) -> Iterator[tuple[Server, list[dict[str, Any]]]]:
+    """A server that does one act a request, the last one for ever; and what it was asked."""
+    asked: list[dict[str, Any]] = []
+    left = list(acts)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append({**body, "headers": dict(self.headers), "path": self.path})
+            act = left.pop(0) if len(left) > 1 else left[0]
+            with suppress(OSError):  # The client may have hung up.
+                act(self, body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.released = threading.Event()  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        try:
+            yield Server(address, **{"retries": 2, "timeout": 5, **settings}), asked
+        finally:
+            server.released.set()  # type: ignore[attr-defined]
+            server.shutdown()
+
+
+def ask(server: Server, waits: list[float] | None = None) -> dict[str, Any]:
+    client = Client(server, sleep=(waits if waits is not None else []).append)
+    try:
+        return client.chat({"model": "m", "messages": []})
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        status(429),
+        status(500),
+        status(503, b"<html>no</html>"),
+        cut,
+        status(200, b"not json"),
+        status(200, b'{"choices": []}'),
+        status(200, b"[]"),
+        status(200, b'{"choices": [{"message": {"content": 7}}]}'),
+    ],
+)
+def test_what_may_pass_is_asked_again(act: Act) -> None:
+    waits: list[float] = []
+    with serving(act, act, well) as (server, asked):
+        assert ask(server, waits)["choices"][0]["message"]["content"] == "well"
+    assert len(asked) == 3
+    assert asked[0]["path"] == "/v1/chat/completions"
+    assert 0.25 <= waits[0] <= 0.5 <= waits[1] <= 1
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (status(429, b'{"error": {"message": "slow down"}}'), "answered 429: slow down"),
+        (status(500, b'{"detail": "broken"}'), "answered 500: broken"),
+        (cut, "was cut off"),
+        (status(200, b"{"), "no chat completion"),
+    ],
+)
+def test_after_the_last_try_the_request_has_failed(act: Act, words: str) -> None:
+    with serving(act) as (server, asked), pytest.raises(RequestFailed, match=words) as error:
+        ask(server)
+    assert len(asked) == 3
+    assert "(3 tries)" in str(error.value)
+
+
+@pytest.mark.parametrize("act", [hang, drip])
+def test_a_server_that_does_not_end_is_left(act: Act) -> None:
+    started = time.monotonic()
+    with (
+        serving(act, timeout=0.3, retries=1) as (server, asked),
+        pytest.raises(RequestFailed, match=r"no reply within 0\.3 s \(2 tries\)"),
+    ):
+        ask(server)
+    assert len(asked) == 2
+    assert time.monotonic() - started < 5
+
+
+def test_the_wait_is_the_one_that_the_server_names() -> None:
+    waits: list[float] = []
+    with serving(status(429, Retry_After="7"), status(503, Retry_After="9999"), well) as (s, _):
+        ask(s, waits)
+    assert waits == [7.0, 60.0]
+
+
+def test_a_request_that_is_wrong_is_not_sent_again() -> None:
+    act = status(400, b'{"error": {"message": "maximum context length is 4096 tokens"}}')
+    with serving(act) as (server, asked), pytest.raises(RequestFailed, match="context length"):
+        ask(server)
+    assert len(asked) == 1
+
+
+def test_an_endless_reply_is_refused() -> None:
+    with (
+        serving(status(200, b" " * (MAX_REPLY_BYTES + 1))) as (server, asked),
+        pytest.raises(RequestFailed, match="more than 16,000,000 bytes"),
+    ):
+        ask(server)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(401, r"set the key in \$OPENAI_API_KEY"), (403, "set the key"), (404, "--model")],
+)
+def test_what_no_sample_would_escape_ends_the_run(code: int, words: str) -> None:
+    with serving(status(code)) as (server, asked), pytest.raises(UserError, match=words):
+        ask(server)
+    assert len(asked) == 1
+
+
+def test_a_server_that_is_not_there_ends_the_run() -> None:
+    with serving(well) as (server, _):
+        pass
+    with pytest.raises(UserError, match="is not there: no connection") as error:
+        ask(server)
+    assert "127.0.0.1" not in str(error.value)
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+
+    def echo(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        told = f"wrong key {handler.headers['Authorization']} at {handler.headers['Host']}"
+        send(handler, 401, json.dumps({"error": {"message": told}}).encode())
+
+    with (
+        serving(echo, key_variable="MY_KEY") as (server, asked),
+        pytest.raises(UserError, match=r"\$MY_KEY") as error,
+    ):
+        ask(server)
+    assert asked[0]["headers"]["Authorization"] == f"Bearer {KEY}"
+    for text in (str(error.value), caplog.text):
+        assert KEY not in text
+        assert "127.0.0.1" not in text
+
+
+def test_without_a_key_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(well) as (server, asked):
+        ask(server)
+    assert "Authorization" not in asked[0]["headers"]
+
+
+def test_the_budget_of_requests_counts_repetitions() -> None:
+    with (
+        serving(status(500), max_requests=2, retries=5) as (server, asked),
+        pytest.raises(UserError, match="budget of 2 requests is used up"),
+    ):
+        ask(server)
+    assert len(asked) == 2
+
+
+def test_the_budget_of_tokens_is_what_the_server_counted() -> None:
+    with serving(well, max_total_tokens=15) as (server, asked):
+        client = Client(server)
+        client.chat({})
+        client.chat({})
+        with pytest.raises(UserError, match="budget of 15 tokens is used up"):
+            client.chat({})
+        client.close()
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "option"),
+    [
+        ({"base_url": "localhost:8000"}, "--base-url"),
+        ({"concurrency": 0}, "--concurrency"),
+        ({"retries": -1}, "--retries"),
+        ({"timeout": 0}, "--timeout"),
+        ({"max_requests": 0}, "--max-requests"),
+        ({"max_total_tokens": 0}, "--max-total-tokens"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(setting: dict[str, Any], option: str) -> None:
+    with pytest.raises(UserError, match=option):
+        Server(**{"base_url": "http://x/v1", **setting})
