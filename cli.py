@@ -252,6 +252,7 @@ def run(
     quiet_libraries()
     from dataclasses import replace
 
+    from cwdpo_bench.evaluate.processes import join
     from cwdpo_bench.evaluate.run import run_tasks
     from cwdpo_bench.evaluate.server import Server
     from cwdpo_bench.vlm import load_vlm
@@ -263,6 +264,7 @@ def run(
         server = Server(
             base_url, key_variable, concurrency, timeout, retries, max_requests, max_total_tokens
         )
+    processes = join()
     reference = None
     if reference_model is not None:
         loaded = load_vlm(model_path(reference_model), trust_remote_code=trust_remote_code)
@@ -281,6 +283,7 @@ def run(
         include_path=include_path,
         trust_remote_code=trust_remote_code,
         server=server,
+        processes=processes,
     )
     _show_run(folder.results, output, as_json)
 

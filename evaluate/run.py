@@ -33,6 +33,7 @@ from cwdpo_bench.evaluate.in_process import InProcessEngine
 from cwdpo_bench.evaluate.java import find_java
 from cwdpo_bench.evaluate.meteor import kept_meteor
 from cwdpo_bench.evaluate.plan import CaptionJob, Job, plan_tasks
+from cwdpo_bench.evaluate.processes import ALONE, Processes, follow, share
 from cwdpo_bench.evaluate.results import (
     RunFolder,
     TaskResult,
@@ -71,6 +72,7 @@ def run_tasks(
     include_path: Path | None = None,
     trust_remote_code: bool = False,
     server: Server | None = None,
+    processes: Processes = ALONE,
     bars: Progress | None = None,
 ) -> RunFolder:
     """Answer and score benchmarks, and write a run folder.
@@ -91,6 +93,8 @@ def run_tasks(
         include_path: a folder of YAML files that define tasks for lmms-eval, searched first.
         trust_remote_code: let the models' own code run.
         server: where given, it answers, and `model` is the model's name there.
+        processes: from `join`, where several answer this run; all call this alike. It returns in
+            the first alone, the others end with `SystemExit` once that one has all replies.
         bars: a running display to draw the progress on, for callers that have one.
 
     Raises:
@@ -113,12 +117,11 @@ def run_tasks(
         vlm = load(model) if model_name is None else replace(load(model), name=model_name)
         engine = InProcessEngine(vlm, data_root, batch_size, reference, diversity)
     else:
-        if reference_model is not None or diversity or trust_remote_code:
-            raise UserError(
-                "--engine openai: leave --reference-model, --diversity and --trust-remote-code "
-                "out; they need the model in this process"
-            )
+        _refuse_for_server(reference_model is not None or diversity > 0 or trust_remote_code)
         engine = ServedEngine(server, str(model), data_root)
+    if processes.rank:
+        follow(engine, jobs, processes)
+        raise SystemExit
     entry, shared = dict(engine.model), signature_of(_shared_parts(engine))
     signatures = {
         job.task.name: signature_of(_task_parts(job, limit, engine, parse_failures)) for job in jobs
@@ -128,7 +131,10 @@ def run_tasks(
     scoring: dict[str, Callable[[], Pending]] = {}
     results: dict[str, TaskResult] = {}
     seconds: dict[str, float] = {}
-    with nullcontext(bars) if bars is not None else progress_bar() as display:
+    with (
+        share(engine, jobs, processes) as engine,
+        nullcontext(bars) if bars is not None else progress_bar() as display,
+    ):
         _say(display, missing)
         for job in jobs:
             started = time.monotonic()
@@ -155,6 +161,14 @@ def _load(model: VLM | str | Path, *, trust_remote_code: bool) -> VLM:
     if isinstance(model, VLM):
         return model
     return load_vlm(model, trust_remote_code=trust_remote_code)
+
+
+def _refuse_for_server(asked: bool) -> None:
+    if asked:
+        raise UserError(
+            "--engine openai: leave --reference-model, --diversity and --trust-remote-code out; "
+            "they need the model in this process"
+        )
 
 
 def _say(display: Progress, lines: Iterable[str]) -> None:

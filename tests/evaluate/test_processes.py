@@ -1,0 +1,140 @@
+"""Two processes answer one run: its results are one process's, and no process waits for ever."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cwdpo_bench.demo import base_path
+from cwdpo_bench.evaluate.processes import ALONE, join
+from cwdpo_bench.evaluate.run import run_tasks
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+
+
+def _launch(launcher: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *launcher, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.mark.slow
+def test_two_processes_give_one_processs_results(data_root_once: Path, tmp_path: Path) -> None:
+    tasks = ["coco", "mmmu", "mmbench"]
+    one = run_tasks(base_path(), tasks=tasks, data_root=data_root_once, output=tmp_path / "one")
+
+    run = ["--tasks", ",".join(tasks), "--batch-size", 1, "--json"]
+    two = _launch(
+        ACCELERATE,
+        *["-m", "cwdpo_bench", "run", "--model", base_path(), "--data-root", data_root_once],
+        *["--output", tmp_path / "two", *run],
+    )
+
+    assert two.returncode == 0, two.stderr[-3000:]
+    results = json.loads(two.stdout)  # one process alone has spoken
+    assert results["provenance"]["processes"] == 2
+    assert results["signature"] == one.results["signature"]
+    for task in tasks:
+        assert results["tasks"][task]["signature"] == one.results["tasks"][task]["signature"]
+        ours, theirs = (
+            pd.read_parquet(tmp_path / name / "samples" / f"{task}.parquet")
+            for name in ("one", "two")
+        )
+        for column in ours:
+            _assert_close(ours[column].tolist(), theirs[column].tolist())
+
+
+def _assert_close(a: Any, b: Any) -> None:
+    """Numbers to 1e-4, through lists in lists; all else equal."""
+    if isinstance(a, list | np.ndarray):
+        for x, y in zip(a, b, strict=True):
+            _assert_close(x, y)
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, abs=1e-4, nan_ok=True)
+    else:
+        assert a == b
+
+
+SCRIPT = """
+import sys
+from types import SimpleNamespace
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate.processes import follow, join, share
+
+fault = sys.argv[1]
+processes = join()
+
+class Engine:
+    name, model, signature_parts, shift_from, draws, provenance = "x", {}, {}, None, 0, {}
+    chunk_size = 3
+
+    def answer_choices(self, samples, *, max_new_tokens):
+        if fault == "told" and processes.rank == 1:
+            raise UserError("too little memory")
+        if fault == "untold" and processes.rank == 1:
+            raise ValueError("a fault of ours")
+        for place, sample in reversed(list(enumerate(samples))):
+            yield place, (sample.value, max_new_tokens, processes.rank)
+
+jobs = [SimpleNamespace(samples=[SimpleNamespace(value=10 * job + place) for place in range(7)])
+        for job in range(2)]
+if processes.rank:
+    follow(Engine(), jobs, processes)
+    print("follower let go")
+    raise SystemExit
+if fault == "leader":
+    raise SystemExit("the leader fails before it asks")
+try:
+    with share(Engine(), jobs, processes) as engine:
+        for job in jobs:
+            got = dict(engine.answer_choices(job.samples, max_new_tokens=5))
+            assert sorted(got) == list(range(7)), got
+            assert [got[i][0] for i in range(7)] == [s.value for s in job.samples], got
+            assert {rank for _, _, rank in got.values()} == {0, 1}
+        assert engine.chunk_size == 6
+        print("all answered")
+except (UserError, RuntimeError) as error:
+    print("ended by", type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        pytest.param("none", ["all answered", "follower let go"], marks=pytest.mark.slow),
+        ("told", ["ended by UserError too little memory", "follower let go"]),
+        pytest.param(
+            "untold",
+            ["ended by RuntimeError in process 1", "a fault of ours", "follower let go"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_shares_come_together_and_what_ends_one_ends_all(
+    fault: str, said: list[str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = _launch(TORCHRUN, script, fault)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for words in said:
+        assert words in done.stdout
+
+
+@pytest.mark.slow
+def test_a_leader_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    assert _launch(TORCHRUN, script, "leader").returncode == 1
+
+
+def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join() == ALONE
