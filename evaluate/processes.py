@@ -36,11 +36,11 @@ class Processes(NamedTuple):
 
     Attributes:
         rank: 0 leads.
-        count: how many there are.
+        size: how many there are.
     """
 
     rank: int = 0
-    count: int = 1
+    size: int = 1
 
 
 ALONE = Processes()
@@ -134,11 +134,11 @@ class SharedEngine:
 @contextmanager
 def share(engine: Engine, jobs: Sequence[Job], processes: Processes) -> Iterator[Engine]:
     """The engine to ask in the leading process; at the end the followers are let go."""
-    if processes.count == 1:
+    if processes.size == 1:
         yield engine
         return
     try:
-        yield SharedEngine(engine, jobs, processes.count)
+        yield SharedEngine(engine, jobs, processes.size)
     finally:
         _tell(None)
         distributed.destroy_process_group()
