@@ -2,8 +2,9 @@
 
 Exit statuses: 0 done, 1 a fault of ours (with a traceback), 2 a mistake that the user can mend,
 130 interrupted; a training that is told to stop (SIGINT, SIGTERM) saves first, then leaves with 128
-plus the signal's number. `gate` answers by its own: 0 pass, 1 regression, 2 inconclusive, 3 could
-not judge; every mistake and every fault there is a 3, so that none is read as a verdict.
+plus the signal's number. `run` ends with 3 where it is done without some samples, which failed and
+were allowed to (`--max-failures`). `gate` answers by its own: 0 pass, 1 regression, 2 inconclusive,
+3 could not judge; every mistake and every fault there is a 3, so that none is read as a verdict.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.add_typer(cli_negatives.app)
 
 COULD_NOT_JUDGE = 3
+SAMPLES_FAILED = 3
 
 
 def main() -> None:
@@ -224,6 +226,9 @@ def run(
     include_path: Annotated[
         Path | None, typer.Option(help="Folder of YAML tasks of yours, for lmms:NAME.")
     ] = None,
+    max_failures: Annotated[
+        int, typer.Option(help="So many samples may fail; they are left out, and the exit is 3.")
+    ] = 0,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
     engine: Annotated[
         Literal["hf", "openai"],
@@ -248,7 +253,11 @@ def run(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a checkpoint on the benchmarks, with calibration."""
+    """Score a checkpoint on the benchmarks, with calibration.
+
+    The same command goes on where an earlier one stopped. Exit status 3: done, but without some
+    samples, which failed.
+    """
     quiet_libraries()
     from dataclasses import replace
 
@@ -281,11 +290,14 @@ def run(
         diversity=diversity,
         parse_failures=parse_failures,
         include_path=include_path,
+        max_failures=max_failures,
         trust_remote_code=trust_remote_code,
         server=server,
         processes=processes,
     )
     _show_run(folder.results, output, as_json)
+    if any("failures" in task for task in folder.results["tasks"].values()):
+        raise typer.Exit(SAMPLES_FAILED)
 
 
 @app.command()

@@ -52,6 +52,13 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(*folders: Path) -> None:
+    """Take away the temporary files that writers which were killed have left in `folders`."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     write_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -69,7 +69,9 @@ def caption_rows(samples: Sequence[CaptionSample], predictions: Mapping[str, str
 
     Args:
         samples: the images with their references.
-        predictions: a caption for the id of every sample; it may be empty.
+        predictions: a caption by sample id; it may be empty. A sample that has none gets no row;
+            its references count in CIDEr's document frequencies all the same, so that the others'
+            values do not depend on it.
     """
     with kept_meteor(start=True):
         return begin_caption_rows(samples, predictions)()
@@ -80,10 +82,9 @@ def begin_caption_rows(samples: Sequence[CaptionSample], predictions: Mapping[st
 
     To be called, and waited for, within a block of `kept_meteor`.
     """
-    begun = begin_scores(
-        {sample.id: sample.references for sample in samples},
-        [(sample.id, predictions[sample.id]) for sample in samples],
-    )
+    references = {sample.id: sample.references for sample in samples}
+    samples = [sample for sample in samples if sample.id in predictions]
+    begun = begin_scores(references, [(sample.id, predictions[sample.id]) for sample in samples])
     columns = {
         "id": [sample.id for sample in samples],
         "cluster": [sample.cluster for sample in samples],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample, ImageSource, RowImages
+from cwdpo_bench.files import sha256_of
 from cwdpo_bench.vlm import MAX_PIXELS, open_image, path_inside
 
 
@@ -54,19 +57,57 @@ def _of_row(source: RowImages, place: str) -> list[Image.Image]:
 
 
 def refuse_missing_images(
-    samples: Sequence[CaptionSample] | Sequence[ChoiceSample], root: Path
+    samples: Sequence[CaptionSample] | Sequence[ChoiceSample], root: Path, allowed: int = 0
 ) -> None:
     """Look for every image file without opening it, before the first hour of answers is spent.
 
+    Args:
+        samples: of one task.
+        root: the data root.
+        allowed: so many samples may lack a file; each fails when its turn comes.
+
     Raises:
-        UserError: a file is not there or outside `root`.
+        UserError: more do, or a file is outside `root`.
     """
+    missing = []
     for sample in samples:
-        for source in image_sources(sample):
-            if isinstance(source, Path):
-                path = path_inside(root, source, name=_place(sample))
-                if not path.is_file():
-                    raise UserError(f"{_place(sample)}: image {path} does not exist")
+        place = _place(sample)
+        sources = [source for source in image_sources(sample) if isinstance(source, Path)]
+        paths = [path_inside(root, source, name=place) for source in sources]
+        lost = [path for path in paths if not path.is_file()]
+        if lost:
+            missing.append(f"{place}: image {lost[0]} does not exist")
+    if len(missing) > allowed:
+        others = f", and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]}{others}")
+
+
+def image_digests(sample: CaptionSample | ChoiceSample, root: Path) -> list[str]:
+    """SHA-256 of each of a sample's pictures as they are encoded; of none where one is missing.
+
+    Pictures of a data set's row are told by its name alone; the data have a digest of their own.
+
+    Raises:
+        UserError: a file lies outside `root`.
+    """
+    found = []
+    for source in image_sources(sample):
+        if isinstance(source, Path):
+            path = path_inside(root, source, name=_place(sample))
+            known = path.is_file()
+            found.append(_file_digest(path, path.stat().st_mtime_ns) if known else "missing")
+        elif isinstance(source, RowImages):
+            found.append(f"row {source.name}")
+        else:
+            data = source if isinstance(source, bytes) else source.encode()
+            found.append(hashlib.sha256(data).hexdigest())
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: Path, changed: int) -> str:
+    """Of a picture that many questions share, read once."""
+    return sha256_of([path])
 
 
 def _place(sample: CaptionSample | ChoiceSample) -> str:

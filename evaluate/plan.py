@@ -46,7 +46,11 @@ Job = CaptionJob | ChoiceJob
 
 
 def plan_tasks(
-    names: Sequence[str] | None, root: Path, limit: int | None, include: Path | None = None
+    names: Sequence[str] | None,
+    root: Path,
+    limit: int | None,
+    include: Path | None = None,
+    missing_images: int = 0,
 ) -> tuple[list[Job], list[str]]:
     """Load the samples of the tasks that can be run, and say which can't.
 
@@ -55,6 +59,7 @@ def plan_tasks(
         root: the data root.
         limit: only the first so many samples of each task (questions, with all their orders).
         include: a folder of YAML files that define tasks for lmms-eval, searched first.
+        missing_images: so many samples of a task may lack their image.
 
     Returns:
         What to run; a line for each default task that is not there, with where to get its data.
@@ -68,10 +73,10 @@ def plan_tasks(
         folders = ", ".join(f"{name}/" for name in TASKS)
         raise UserError(f"data root {root}: no such folder; name the one that holds {folders}")
     chosen, missing = choose_tasks(names, root, include, limit)
-    return [_job(task, root, limit) for task in chosen], missing
+    return [_job(task, root, limit, missing_images) for task in chosen], missing
 
 
-def _job(task: CaptionTask | ChoiceTask, root: Path, limit: int | None) -> Job:
+def _job(task: CaptionTask | ChoiceTask, root: Path, limit: int | None, missing_images: int) -> Job:
     files = task.files(root)
     job: Job
     if isinstance(task, CaptionTask):
@@ -81,5 +86,5 @@ def _job(task: CaptionTask | ChoiceTask, root: Path, limit: int | None) -> Job:
         asked = first_clusters(task.load(root), limit)
         job = ChoiceJob(task, asked, sha256_of(files) if files else samples_digest(asked))
     refuse_doubled_ids(job.samples, files[0] if files else f"lmms-eval's {task.origin}")
-    refuse_missing_images(job.samples, root)
+    refuse_missing_images(job.samples, root, missing_images)
     return job

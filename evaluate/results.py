@@ -42,11 +42,13 @@ class TaskResult:
         samples: one row a sample, in the columns that `evaluate/metrics.py` names.
         signature: all that changes the task's scores; `signature_of` writes it.
         warnings: what a reader of the scores must know.
+        failures: sample id → why it has no row; `results.json` lists them where there are any.
     """
 
     samples: pd.DataFrame
     signature: str
     warnings: Sequence[str] = field(default=())
+    failures: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,27 @@ def refuse_other_run(
     Raises:
         UserError: its model, its signature or that of a task in common differs.
     """
-    if not (path / RESULTS).exists():
-        return
-    there = read_run(path).results
+    if (path / RESULTS).exists():
+        refuse_difference(path / RESULTS, read_run(path).results, model, signature, tasks)
+
+
+def refuse_difference(
+    where: Path,
+    there: Mapping[str, Any],
+    model: Mapping[str, Any],
+    signature: str,
+    tasks: Mapping[str, str],
+) -> None:
+    """Refuse what another run left.
+
+    Args:
+        where: the file that holds it.
+        there: its `model`, `signature` and `tasks`, as in `results.json`.
+        model, signature, tasks: the own, as above.
+
+    Raises:
+        UserError: they differ; names how.
+    """
     differences = []
     if there["model"] != model:
         differences.append(f"model {there['model']['name']!r}, not {model['name']!r}")
@@ -154,8 +174,7 @@ def refuse_other_run(
             differences.append(f"{name} as {there['tasks'][name]['signature']!r}, not {own!r}")
     if differences:
         raise UserError(
-            f"{path / RESULTS}: holds another run ({'; '.join(differences)}); "
-            "choose another output folder"
+            f"{where}: holds another run ({'; '.join(differences)}); choose another output folder"
         )
 
 
@@ -208,7 +227,8 @@ def _write_task(path: Path, name: str, task: TaskResult) -> dict[str, Any]:
     _refuse_doubled_ids(table, target)
     summary = summarize(task.samples)
     write_with(target, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
-    return {"signature": task.signature, **summary, "warnings": list(task.warnings)}
+    failures = {"failures": dict(task.failures)} if task.failures else {}
+    return {"signature": task.signature, **summary, "warnings": list(task.warnings), **failures}
 
 
 def read_run(path: Path) -> RunFolder:

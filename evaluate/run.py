@@ -1,7 +1,8 @@
 """The body of `cwdpo-bench run`: a model, some benchmarks and a data root give a run folder.
 
 Everything that can be refused is refused before the model answers anything: unknown tasks, missing
-data, broken annotations, an output folder that holds another run.
+data, broken annotations, an output folder that holds another run or that another run is writing.
+Replies are kept as they come (`evaluate/store.py`), so the same command goes on after any end.
 """
 
 from __future__ import annotations
@@ -9,52 +10,49 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import pandas as pd
 from rich.progress import Progress
 
 from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.evaluate.captions import begin_caption_rows, scorer_signature
-from cwdpo_bench.evaluate.choices import ParseFailures, Rules, choice_rows, failure_warnings
-from cwdpo_bench.evaluate.diversity import diversity_columns
-from cwdpo_bench.evaluate.engine import CaptionAnswer, ChoiceAnswer, Engine, Failure
+from cwdpo_bench.evaluate.answered import Pending, Scored, begin_captions, score_choices
+from cwdpo_bench.evaluate.asking import Asker, Failures
+from cwdpo_bench.evaluate.captions import scorer_signature
+from cwdpo_bench.evaluate.choices import ParseFailures
+from cwdpo_bench.evaluate.engine import Engine
 from cwdpo_bench.evaluate.in_process import InProcessEngine
 from cwdpo_bench.evaluate.java import find_java
 from cwdpo_bench.evaluate.meteor import kept_meteor
 from cwdpo_bench.evaluate.plan import CaptionJob, Job, plan_tasks
 from cwdpo_bench.evaluate.processes import ALONE, Processes, follow, share
 from cwdpo_bench.evaluate.results import (
+    SAMPLES,
     RunFolder,
     TaskResult,
     read_run,
+    refuse_difference,
     refuse_other_run,
     signature_of,
     write_run,
 )
-from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
 from cwdpo_bench.evaluate.served import ServedEngine
 from cwdpo_bench.evaluate.server import Server
+from cwdpo_bench.evaluate.store import ReplyStore, open_store
+from cwdpo_bench.files import remove_unfinished, write_json
 from cwdpo_bench.progress import progress_bar
 from cwdpo_bench.vlm import VLM, load_vlm
 
+TIMINGS = "timings.json"
+"""Beside the results, which hold nothing that differs from one start of a run to the next."""
 _LIBRARIES = ("torch", "transformers", "peft", "numpy", "pandas", "pycocoevalcap")
-
-Scored = tuple[pd.DataFrame, list[str]]
-"""The rows of `samples/TASK.parquet`, and what a reader of the scores must know."""
-Answer = TypeVar("Answer", CaptionAnswer, ChoiceAnswer)
-Pending = Callable[[], Scored]
-"""Waits for scores that were begun."""
 
 
 def run_tasks(
@@ -70,6 +68,7 @@ def run_tasks(
     diversity: int = 0,
     parse_failures: ParseFailures = "wrong",
     include_path: Path | None = None,
+    max_failures: int = 0,
     trust_remote_code: bool = False,
     server: Server | None = None,
     processes: Processes = ALONE,
@@ -83,7 +82,8 @@ def run_tasks(
             that it does not hold is read from lmms-eval's data set; `lmms:NAME` is a task or a
             group of lmms-eval.
         data_root: the folder that holds the benchmarks in their public layouts.
-        output: the run folder to write; one of the same run is overwritten.
+        output: the run folder to write; one of the same run is gone on with: what was answered is
+            not asked again.
         model_name: what the results call the model; by default the name that it was loaded by.
         limit: only the first so many samples of each task (questions, with all their orders).
         batch_size: rows a forward.
@@ -91,6 +91,8 @@ def run_tasks(
         diversity: captions to sample an image, at least 2, for the diversity metrics; 0: none.
         parse_failures: what becomes of a reply in which nothing is found (`choice_rows`).
         include_path: a folder of YAML files that define tasks for lmms-eval, searched first.
+        max_failures: so many samples may fail (a broken image, an input too long, a server's
+            error); they get no row, and `failures` in the results says why.
         trust_remote_code: let the models' own code run.
         server: where given, it answers, and `model` is the model's name there.
         processes: from `join`, where several answer this run; all call this alike. It returns in
@@ -99,62 +101,85 @@ def run_tasks(
 
     Raises:
         UserError: a task is unknown or named but not there, data or an image are broken, the
-            output folder holds another run or cannot be written, `JAVA_HOME` is broken, or the
-            model gives no finite log-probabilities.
+            output folder holds another run, is being written by one or cannot be written,
+            `JAVA_HOME` is broken, more samples fail than may, or the model gives no finite
+            log-probabilities.
     """
     if batch_size < 1:
         raise UserError(f"batch size must be 1 or more, not {batch_size}")
     if diversity < 0 or diversity == 1:
         raise UserError(f"diversity must be 0 (none) or 2 captions an image or more: {diversity}")
-    jobs, missing = plan_tasks(tasks, data_root, limit, include_path)
+    if max_failures < 0:
+        raise UserError(f"failures allowed must be 0 or more, not {max_failures}")
+    jobs, missing = plan_tasks(tasks, data_root, limit, include_path, max_failures)
     if any(isinstance(job, CaptionJob) for job in jobs):
         find_java()
     _refuse_unwritable(output)
-    engine: Engine
-    if server is None:
-        load = partial(_load, trust_remote_code=trust_remote_code)
-        reference = None if reference_model is None else load(reference_model)
-        vlm = load(model) if model_name is None else replace(load(model), name=model_name)
-        engine = InProcessEngine(vlm, data_root, batch_size, reference, diversity)
-    else:
-        _refuse_for_server(reference_model is not None or diversity > 0 or trust_remote_code)
-        engine = ServedEngine(server, str(model), data_root)
+    open_engine = partial(
+        _engine,
+        model,
+        model_name,
+        data_root,
+        batch_size,
+        reference_model,
+        diversity,
+        trust_remote_code,
+        server,
+    )
     if processes.rank:
-        follow(engine, jobs, processes)
+        follow(open_engine(), jobs, processes)
         raise SystemExit
-    entry, shared = dict(engine.model), signature_of(_shared_parts(engine))
-    signatures = {
-        job.task.name: signature_of(_task_parts(job, limit, engine, parse_failures)) for job in jobs
-    }
-    refuse_other_run(output, entry, shared, signatures)
-
-    scoring: dict[str, Callable[[], Pending]] = {}
-    results: dict[str, TaskResult] = {}
-    seconds: dict[str, float] = {}
-    with (
-        share(engine, jobs, processes) as engine,
-        nullcontext(bars) if bars is not None else progress_bar() as display,
-    ):
-        _say(display, missing)
-        for job in jobs:
-            started = time.monotonic()
-            scoring[job.task.name] = _answer(engine, job, display, parse_failures, output)
-            seconds[job.task.name] = round(time.monotonic() - started, 1)
-        with kept_meteor():
-            # All captions wait for METEOR before the first task's other metrics are computed.
-            begun = {name: begin() for name, begin in scoring.items()}
-            for name, finish in begun.items():
-                rows, warnings = finish()
-                results[name] = TaskResult(rows, signatures[name], warnings)
-                _say(display, [f"{name}: {warning}" for warning in warnings])
-    provenance = {
-        **_provenance(jobs, engine, data_root),
-        **_checkpoint(model),
-        "not_run": missing,
-        "seconds": seconds,
-    }
-    write_run(output, entry, results, provenance, shared)
+    # Locked before a model is loaded: a second run into one folder is refused at once.
+    with open_store(output) as store:
+        engine = open_engine()
+        entry, shared = dict(engine.model), signature_of(_shared_parts(engine))
+        signatures = {
+            job.task.name: signature_of(_task_parts(job, limit, engine, parse_failures))
+            for job in jobs
+        }
+        refuse_other_run(output, entry, shared, signatures)
+        with (
+            share(engine, jobs, processes) as engine,
+            nullcontext(bars) if bars is not None else progress_bar() as display,
+        ):
+            _say(display, missing)
+            asker = Asker(engine, store, data_root, Failures(max_failures))
+            date = _begin(store, asker.engine_digest, entry, shared, signatures, display)
+            scored = _answer_and_score(asker, jobs, parse_failures, output, display)
+        failed = asker.failures.reasons
+        results = {
+            name: TaskResult(rows, signatures[name], warnings, failed.get(name, {}))
+            for name, (rows, warnings) in scored.items()
+        }
+        provenance = {
+            **_provenance(jobs, engine, data_root, date),
+            **_checkpoint(model),
+            "not_run": missing,
+        }
+        remove_unfinished(output, output / SAMPLES)
+        timings = {name: timing._asdict() for name, timing in store.timings().items()}
+        write_json(output / TIMINGS, timings)
+        write_run(output, entry, results, provenance, shared)
     return read_run(output)
+
+
+def _engine(
+    model: VLM | str | Path,
+    model_name: str | None,
+    data_root: Path,
+    batch_size: int,
+    reference_model: VLM | str | Path | None,
+    diversity: int,
+    trust_remote_code: bool,
+    server: Server | None,
+) -> Engine:
+    if server is not None:
+        _refuse_for_server(reference_model is not None or diversity > 0 or trust_remote_code)
+        return ServedEngine(server, str(model), data_root)
+    load = partial(_load, trust_remote_code=trust_remote_code)
+    reference = None if reference_model is None else load(reference_model)
+    vlm = load(model) if model_name is None else replace(load(model), name=model_name)
+    return InProcessEngine(vlm, data_root, batch_size, reference, diversity)
 
 
 def _load(model: VLM | str | Path, *, trust_remote_code: bool) -> VLM:
@@ -190,93 +215,66 @@ def _refuse_unwritable(output: Path) -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def _answer(
-    engine: Engine, job: Job, display: Progress, parse_failures: ParseFailures, output: Path
-) -> Callable[[], Pending]:
-    """Let the model answer all samples; what comes back begins to score them when called."""
-    bar = display.add_task(job.task.name, total=len(job.samples), note="")
-    limit = job.task.max_new_tokens
-    progress = partial(display.advance, bar)
-    if isinstance(job, CaptionJob):
-        captions = _in_order(engine.answer_captions(job.samples, max_new_tokens=limit), progress)
-        return partial(_begin_captions, job.samples, captions)
-    replies = _in_order(engine.answer_choices(job.samples, max_new_tokens=limit), progress)
-    if job.task.score is not None:
-        own = job.task.score
-        return lambda: partial(own, job.samples, replies, output)
-    assert job.task.rules is not None
-    score = partial(_score_choices, job.samples, replies, job.task.rules, parse_failures)
-    return lambda: score
-
-
-def _in_order(
-    replies: Iterable[tuple[int, Answer | Failure]], progress: Callable[[], None]
-) -> list[Answer]:
-    """All replies in the samples' order; a sample that fails ends the run."""
-    answers: dict[int, Answer] = {}
-    for place, answer in replies:
-        if isinstance(answer, Failure):
-            raise UserError(answer.reason)
-        answers[place] = answer
-        progress()
-    return [answers[place] for place in sorted(answers)]
-
-
-def _score_choices(
-    samples: Sequence[ChoiceSample],
-    answers: Sequence[ChoiceAnswer],
-    rules: Rules,
-    parse_failures: ParseFailures,
-) -> Scored:
-    replies = [answer.text for answer in answers]
-    logps = [answer.option_log_probabilities for answer in answers]
-    empty = sum(not reply for reply in replies)
-    warnings = [f"{empty} of {len(replies)} replies are empty"] if empty else []
-    rows = choice_rows(samples, replies, logps, rules=rules, parse_failures=parse_failures)
-    return rows, [*warnings, *failure_warnings(rows)]
-
-
-def _begin_captions(samples: Sequence[CaptionSample], answers: Sequence[CaptionAnswer]) -> Pending:
-    predictions = {s.id: a.text for s, a in zip(samples, answers, strict=True)}
-    begun = begin_caption_rows(samples, predictions)
-
-    def finish() -> Scored:
-        rows, warnings = begun()
-        return _with_diversity(_with_tokens(rows, answers), answers), warnings
-
-    return finish
-
-
-def _with_tokens(rows: pd.DataFrame, answers: Sequence[CaptionAnswer]) -> pd.DataFrame:
-    """The rows with the statistics of the references' tokens, where the engine gives them."""
-    scores = [a.reference_scores for a in answers if a.reference_scores is not None]
-    if len(scores) < len(answers):
-        return rows
-    columns: dict[str, list[np.ndarray | None]] = {
-        "token_confidences": [score.top1_probabilities for score in scores],
-        "token_correct": [score.top1_correct for score in scores],
-        "token_entropies": [score.entropies for score in scores],
-        "token_tv": [score.tv for score in scores],
-        "token_js": [score.js for score in scores],
+def _begin(
+    store: ReplyStore,
+    digest: str,
+    model: Mapping[str, Any],
+    signature: str,
+    tasks: Mapping[str, str],
+    display: Progress,
+) -> str:
+    """Note what the run is, refuse the replies of another; the day of its first start."""
+    record = store.fact("run")
+    if record is not None:
+        refuse_difference(store.path, record, model, signature, tasks)
+        if record["engine"] != digest:
+            _say(display, [f"{store.path}: {store.drop_all()} replies of other weights dropped"])
+            record = None
+        else:
+            _say(display, [f"{store.path}: {len(store)} replies of an earlier start are there"])
+    date = datetime.now(UTC).date().isoformat() if record is None else str(record["date"])
+    known = {} if record is None else record["tasks"]
+    record = {
+        "engine": digest,
+        "model": dict(model),
+        "signature": signature,
+        "tasks": {**known, **{name: {"signature": text} for name, text in tasks.items()}},
+        "date": date,
     }
-    for name, arrays in columns.items():
-        # TV and JS are there for all samples or, without a reference model, for none.
-        lists = [array.tolist() for array in arrays if array is not None]
-        if lists:
-            rows[name] = lists
-    return rows
+    store.note("run", record)
+    return date
 
 
-def _with_diversity(rows: pd.DataFrame, answers: Sequence[CaptionAnswer]) -> pd.DataFrame:
-    """The rows with the sampled captions and how much they differ, where any were drawn."""
-    if not all(answer.drawn for answer in answers):
-        return rows
-    drawn = [list(answer.drawn) for answer in answers]
-    references, samples = (
-        dict(zip(rows["id"], c, strict=True)) for c in (rows["references"], drawn)
-    )
-    rows["drawn"] = drawn
-    return rows.assign(**diversity_columns(references, samples))
+def _answer_and_score(
+    asker: Asker,
+    jobs: Sequence[Job],
+    parse_failures: ParseFailures,
+    output: Path,
+    display: Progress,
+) -> dict[str, Scored]:
+    scoring: dict[str, Callable[[], Pending]] = {}
+    for job in jobs:
+        bar = display.add_task(job.task.name, total=len(job.samples), note="")
+        progress = partial(display.advance, bar)
+        if isinstance(job, CaptionJob):
+            scoring[job.task.name] = partial(begin_captions, job, asker.captions(job, progress))
+        else:
+            replies = asker.choices(job, progress)
+            pending = partial(score_choices, job, replies, parse_failures, output)
+            scoring[job.task.name] = partial(_already, pending)
+    scored = {}
+    with kept_meteor():
+        # All captions wait for METEOR before the first task's other metrics are computed.
+        begun = {name: begin() for name, begin in scoring.items()}
+        for name, finish in begun.items():
+            scored[name] = finish()
+            _say(display, [f"{name}: {warning}" for warning in scored[name].warnings])
+    return scored
+
+
+def _already(pending: Pending) -> Pending:
+    """What needs no beginning."""
+    return pending
 
 
 # --- what the run folder says about itself -------------------------------------------------------
@@ -319,10 +317,10 @@ def _checkpoint(model: VLM | str | Path) -> dict[str, str]:
     return {"checkpoint": str(Path(model).resolve())}
 
 
-def _provenance(jobs: Sequence[Job], engine: Engine, data_root: Path) -> dict[str, Any]:
+def _provenance(jobs: Sequence[Job], engine: Engine, data_root: Path, date: str) -> dict[str, Any]:
     return {
         "cwdpo-bench": __version__,
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": date,
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
         **engine.provenance,

@@ -124,7 +124,11 @@ def test_provenance_names_data_device_and_versions(whole_run, data_root_once):
     assert provenance["device"] in ("cpu", "cuda:0")
     assert set(provenance["data_sha256"]) == set(whole_run.results["tasks"])
     assert provenance["libraries"]["transformers"].startswith("5.")
-    assert all(seconds >= 0 for seconds in provenance["seconds"].values())
+    timings = json.loads((whole_run.path / "timings.json").read_text())
+    assert {name: timing["samples"] for name, timing in timings.items()} == {
+        name: len(whole_run.samples(name)) for name in whole_run.results["tasks"]
+    }
+    assert all(timing["seconds"] > 0 for timing in timings.values())
 
 
 def test_the_same_run_gives_the_same_numbers(
