@@ -21,7 +21,7 @@ import typer
 import typer.core
 
 from cwdpo_bench import __version__, cli_negatives
-from cwdpo_bench.cli_options import JsonOption, ModelOption, model_path
+from cwdpo_bench.cli_options import MODEL_HELP, JsonOption, ModelOption, model_path
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.quiet import quiet_libraries
 
@@ -200,12 +200,12 @@ def diagnose(
 
 @app.command()
 def run(
-    model: ModelOption,
-    output: Annotated[Path, typer.Option(help="The run folder.")],
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    output: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="coco,flickr30k,nocaps,mmmu,mmbench (else those there), pope, lmms:NAME."
+            help="coco,flickr30k,nocaps,mmmu,mmbench (else those there), pope, lmms:NAME; list."
         ),
     ] = None,
     data_root: Annotated[
@@ -258,6 +258,11 @@ def run(
     The same command goes on where an earlier one stopped. Exit status 3: done, but without some
     samples, which failed.
     """
+    if tasks == "list":
+        _list_tasks(data_root, as_json)
+        return
+    if model is None or output is None:
+        raise UserError("run: name the model with --model and the run folder with --output")
     quiet_libraries()
     from dataclasses import replace
 
@@ -298,6 +303,25 @@ def run(
     _show_run(folder.results, output, as_json)
     if any("failures" in task for task in folder.results["tasks"].values()):
         raise typer.Exit(SAMPLES_FAILED)
+
+
+def _list_tasks(data_root: Path | None, as_json: bool) -> None:
+    """Every benchmark, where its data come from, and whether a data root holds it."""
+    from cwdpo_bench.evaluate.tasks import TASKS
+
+    root = data_root or (Path(named) if (named := os.environ.get("CWDPO_BENCH_DATA")) else None)
+    there = {name: None if root is None else bool(t.files(root)) for name, t in TASKS.items()}
+    if as_json:
+        lines = [
+            {"task": name, "split": task.split, "needs": task.source, "there": there[name]}
+            for name, task in TASKS.items()
+        ]
+        print(json.dumps(lines, indent=2))
+        return
+    words = {None: "", True: f" (under {root})", False: f" (not under {root})"}
+    for name, task in TASKS.items():
+        print(f"{name}, {task.split}{words[there[name]]}\n    {task.source}")
+    print("lmms:NAME, any task or group of lmms-eval\n    pip install cwdpo-bench[lmms]")
 
 
 @app.command()
@@ -574,6 +598,29 @@ def report(
         print(f"{output}: {len(page.encode()):,} bytes")
     if serve:
         serve_report(page)
+
+
+@app.command()
+def doctor(
+    data_root: Annotated[
+        Path | None, typer.Option(help="Also look for the benchmarks there; $CWDPO_BENCH_DATA.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what a run needs, with the mend: exit 0 all there, 2 something needed is not."""
+    from cwdpo_bench.evaluate.doctor import examine
+
+    if data_root is None and os.environ.get("CWDPO_BENCH_DATA"):
+        data_root = Path(os.environ["CWDPO_BENCH_DATA"])
+    checks = examine(data_root)
+    if as_json:
+        print(json.dumps([check._asdict() for check in checks], indent=2))
+    else:
+        for check in checks:
+            mend = f"; {check.mend}" if check.mend else ""
+            print(f"{check.state:>6}  {check.name}: {check.found}{mend}")
+    if any(check.state == "broken" for check in checks):
+        raise typer.Exit(2)
 
 
 def _named_folder(text: str) -> tuple[str, Path]:

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-ModelOption = Annotated[
-    str, typer.Option(help="Hub id, local folder, adapter folder, or `demo`, the bundled model.")
-]
+MODEL_HELP = "Hub id, local folder, adapter folder, or `demo`, the bundled model."
+ModelOption = Annotated[str, typer.Option(help=MODEL_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 

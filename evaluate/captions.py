@@ -59,6 +59,11 @@ Pending = Callable[[], CaptionRows]
 """Waits for the scores of captions that were begun."""
 
 
+def missing_spice_jar() -> str | None:
+    """The first of SPICE's jars that is not there, as pycocoevalcap names it."""
+    return next((jar for jar in _SPICE_JARS if not (_SPICE_FOLDER / jar).is_file()), None)
+
+
 def scorer_signature() -> str:
     """The scorer and its version, for a run's signature."""
     return f"pycocoevalcap-{metadata.version('pycocoevalcap')}"
@@ -277,11 +282,11 @@ def _word_columns(
 
 def _spice(truth: Captions, answers: Captions) -> tuple[dict[str, Sequence[object]], list[str]]:
     """SPICE's columns, none where it does not run, and the warning that says so."""
-    missing = [jar for jar in _SPICE_JARS if not (_SPICE_FOLDER / jar).is_file()]
-    if missing:
+    missing = missing_spice_jar()
+    if missing is not None:
         return {}, [
             # Without this machine's path: the warning goes into tables that are shared.
-            f"SPICE unavailable: pycocoevalcap/spice/{missing[0]} is missing; "
+            f"SPICE unavailable: pycocoevalcap/spice/{missing} is missing; "
             "`python -m pycocoevalcap.spice.get_stanford_models` downloads it"
         ]
     # SPICE sorts its images by id; numbers keep their order.

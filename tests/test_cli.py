@@ -19,7 +19,18 @@ import cwdpo_bench.cli as front_door
 from cwdpo_bench.cli import main
 from cwdpo_bench.errors import UserError
 
-COMMANDS = ["demo", "train", "diagnose", "run", "score", "compare", "gate", "leaderboard", "report"]
+COMMANDS = [
+    "demo",
+    "train",
+    "diagnose",
+    "run",
+    "score",
+    "compare",
+    "gate",
+    "leaderboard",
+    "report",
+    "doctor",
+]
 
 
 class Done(NamedTuple):
@@ -435,3 +446,28 @@ def test_the_data_root_is_the_option_then_the_variable(
     monkeypatch.setenv("CWDPO_BENCH_DATA", str(tmp_path / "variable"))
     assert front_door._data_root("demo", tmp_path / "option") == tmp_path / "option"
     assert front_door._data_root("demo", None) == tmp_path / "variable"
+
+
+def test_tasks_are_listed_without_a_model(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco/dataset_coco.json").write_text("{}")
+    listed = cli("run", "--tasks", "list", "--data-root", tmp_path)
+    assert listed.returncode == 0
+    assert f"coco, test (under {tmp_path})" in listed.stdout
+    assert f"pope, coco (not under {tmp_path})" in listed.stdout
+    lines = json.loads(cli("run", "--tasks", "list", "--json", CWDPO_BENCH_DATA="").stdout)
+    assert {line["task"]: line["there"] for line in lines}["coco"] is None
+    assert all(line["needs"] for line in lines)
+    assert "--model" in _error(cli, "run", "--tasks", "coco", "--output", tmp_path / "run")
+
+
+def test_the_doctors_exit_status_says_whether_something_needed_is_missing(
+    cli: Cli, tmp_path: Path
+) -> None:
+    done = cli("doctor", "--json", CWDPO_BENCH_DATA="", JAVA_HOME="")
+    checks = json.loads(done.stdout)
+    assert done.returncode == (2 if any(c["state"] == "broken" for c in checks) else 0)
+    broken = cli("doctor", "--data-root", tmp_path, JAVA_HOME=str(tmp_path))
+    assert broken.returncode == 2
+    assert "broken  java: JAVA_HOME=" in broken.stdout
+    assert "absent  data of coco: not under" in broken.stdout

@@ -48,6 +48,7 @@ def test_every_command_of_the_front_door_is_shown() -> None:
         "gate",
         "leaderboard",
         "report",
+        "doctor",
     }
 
 
