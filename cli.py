@@ -226,6 +226,9 @@ def run(
     include_path: Annotated[
         Path | None, typer.Option(help="Folder of YAML tasks of yours, for lmms:NAME.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and how long; write nothing.")
+    ] = False,
     max_failures: Annotated[
         int, typer.Option(help="So many samples may fail; they are left out, and the exit is 3.")
     ] = 0,
@@ -283,6 +286,27 @@ def run(
     if reference_model is not None:
         loaded = load_vlm(model_path(reference_model), trust_remote_code=trust_remote_code)
         reference = replace(loaded, name=reference_model)
+    if dry_run:
+        from cwdpo_bench.evaluate import dry_run as body
+
+        estimates = body.dry_run(
+            model if server is not None else model_path(model),
+            model_name=model,
+            tasks=None if tasks is None else [task.strip() for task in tasks.split(",")],
+            data_root=_data_root(model, data_root, named=tasks is not None),
+            output=output,
+            limit=limit,
+            batch_size=batch_size,
+            reference_model=reference,
+            diversity=diversity,
+            include_path=include_path,
+            max_failures=max_failures,
+            trust_remote_code=trust_remote_code,
+            server=server,
+        )
+        lines = [e._asdict() for e in estimates]
+        print(json.dumps(lines, indent=2) if as_json else body.told(estimates, output))
+        return
     folder = run_tasks(
         model if server is not None else model_path(model),
         model_name=model,

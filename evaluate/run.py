@@ -115,8 +115,8 @@ def run_tasks(
     if any(isinstance(job, CaptionJob) for job in jobs):
         find_java()
     _refuse_unwritable(output)
-    open_engine = partial(
-        _engine,
+    opened = partial(
+        open_engine,
         model,
         model_name,
         data_root,
@@ -127,11 +127,11 @@ def run_tasks(
         server,
     )
     if processes.rank:
-        follow(open_engine(), jobs, processes)
+        follow(opened(), jobs, processes)
         raise SystemExit
     # Locked before a model is loaded: a second run into one folder is refused at once.
     with open_store(output) as store:
-        engine = open_engine()
+        engine = opened()
         entry, shared = dict(engine.model), signature_of(_shared_parts(engine))
         signatures = {
             job.task.name: signature_of(_task_parts(job, limit, engine, parse_failures))
@@ -163,7 +163,7 @@ def run_tasks(
     return read_run(output)
 
 
-def _engine(
+def open_engine(
     model: VLM | str | Path,
     model_name: str | None,
     data_root: Path,
@@ -173,6 +173,7 @@ def _engine(
     trust_remote_code: bool,
     server: Server | None,
 ) -> Engine:
+    """The engine that `run_tasks` asks, from its arguments."""
     if server is not None:
         _refuse_for_server(reference_model is not None or diversity > 0 or trust_remote_code)
         return ServedEngine(server, str(model), data_root)
