@@ -92,6 +92,17 @@ def choice_rows(
     return rows
 
 
+def answered_rows(
+    samples: Sequence[ChoiceSample], replies: Sequence[str], *, rules: Rules
+) -> pd.DataFrame:
+    """The rows of questions whose answers are hidden: what was said and how it is read.
+
+    Returns:
+        The columns of `choice_rows` but for `gold`, `correct` and what follows from them.
+    """
+    return choice_rows(samples, replies, rules=rules).drop(columns=["gold", "correct"])
+
+
 def option_columns(
     samples: Sequence[ChoiceSample], option_log_probabilities: Sequence[np.ndarray | None]
 ) -> dict[str, pd.Series]:

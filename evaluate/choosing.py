@@ -42,14 +42,12 @@ def choose_tasks(
             continue
         task = find_task(name)
         if is_local(task, root):
-            chosen.append(task)
-        elif is_installed():
+            chosen.append(_at(root, task))
+        elif is_installed() and name in ORIGINS:
             chosen.append(_elsewhere(task, include))
         else:
-            raise UserError(
-                f"{_missing(task, root)}; or take them from lmms-eval's data set: "
-                "pip install 'cwdpo-bench[lmms]'"
-            )
+            other = "; or take them from lmms-eval's data set: pip install 'cwdpo-bench[lmms]'"
+            raise UserError(_missing(task, root) + (other if name in ORIGINS else ""))
     return chosen, []
 
 
@@ -59,6 +57,14 @@ def is_local(task: CaptionTask | ChoiceTask, root: Path) -> bool:
     if task.name == "flickr30k" and not any((root / folder).is_dir() for folder in images):
         return False
     return bool(task.files(root))
+
+
+def _at(root: Path, task: CaptionTask | ChoiceTask) -> CaptionTask | ChoiceTask:
+    """The task; one that scores itself is told where its data are."""
+    if isinstance(task, ChoiceTask) and task.score is not None:
+        own: Any = task.score
+        return replace(task, score=partial(own, root=root))
+    return task
 
 
 def _missing(task: CaptionTask | ChoiceTask, root: Path) -> str:

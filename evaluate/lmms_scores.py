@@ -31,7 +31,10 @@ _SAME = 1e-9
 
 
 def score_replies(
-    loaded: Loaded, samples: Sequence[ChoiceSample], answers: Sequence[ChoiceAnswer], output: Path
+    loaded: Loaded,
+    samples: Sequence[ChoiceSample],
+    answers: Sequence[ChoiceAnswer],
+    output: Path,
 ) -> tuple[pd.DataFrame, list[str]]:
     """The rows of `samples/lmms:NAME.parquet`, and what a reader of the scores must know.
 

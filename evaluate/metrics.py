@@ -198,7 +198,7 @@ METRICS = Metrics(
             "accuracy_option", True, ("option_correct",), partial(circular_mean, "option_correct")
         ),
         _mean("accuracy_plain", True, ("correct", "shift"), plain_mean),
-        _mean("parse_failures", False, ("correct", "parsed"), failure_mean),
+        _mean("parse_failures", False, ("cluster", "parsed"), failure_mean),
         _mean("CHAIR-i", False, ("objects", *_MENTIONS), chair_statistics),
         _mean("CHAIR-s", False, ("objects", *_MENTIONS), chair_sentence_statistics),
         _part(_mean("object_recall", True, ("objects", "found_objects"), object_recall_statistics)),

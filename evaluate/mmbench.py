@@ -41,7 +41,7 @@ def load_mmbench(root: Path) -> list[ChoiceSample]:
         UserError: the file is missing or a row is not in the official form.
     """
     path = root / TSV
-    table = _read(path)
+    table = read_table(path)
     images = dict(zip(table["index"], table["image"], strict=True))
     samples: list[ChoiceSample] = []
     for cells in table.to_dict("records"):
@@ -49,13 +49,24 @@ def load_mmbench(root: Path) -> list[ChoiceSample]:
         index = row["index"]
         if is_copy(index, images):
             continue
-        samples.extend(circular_orders(row, _image(index, images, path), f"{path}: index {index}"))
+        samples.extend(
+            circular_orders(row, image_of(index, images, path), f"{path}: index {index}")
+        )
     if not samples:
         raise UserError(f"{path}: no rows")
     return samples
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_table(path: Path, *, hidden: bool = False) -> pd.DataFrame:
+    """The official table as text, its columns but the options' in lower case.
+
+    Args:
+        path: the file.
+        hidden: it has no answers, so the column need not be there.
+
+    Raises:
+        UserError: it is missing, no table, lacks a column, or an index is doubled or no number.
+    """
     try:
         # Without keep_default_na an option that reads "None" or "NA" would become an empty one.
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
@@ -64,7 +75,8 @@ def _read(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a tab-separated table ({error})") from error
     table = table.rename(columns=lambda name: name if name in _LETTERS else name.lower())
-    missing = [column for column in _REQUIRED if column not in table]
+    needed = [column for column in _REQUIRED if not (hidden and column == "answer")]
+    missing = [column for column in needed if column not in table]
     if missing:
         raise UserError(f"{path}: no column {', '.join(map(repr, missing))}")
     doubled = table["index"][table["index"].duplicated()]
@@ -78,12 +90,21 @@ def _read(path: Path) -> pd.DataFrame:
 
 def is_copy(index: str, known: Container[str]) -> bool:
     """Whether a row is the circular copy of one that is known, by their indices."""
-    base = str(int(index) % _CIRCULAR_STEP)
+    base = base_index(index)
     return base != index and base in known
 
 
-def _image(index: str, images: dict[str, str], path: Path) -> str:
-    """The row's base64 text, looked up where the column holds another row's index."""
+def base_index(index: str) -> str:
+    """That of the question of which a row is a circular copy, or its own."""
+    return str(int(index) % _CIRCULAR_STEP)
+
+
+def image_of(index: str, images: Mapping[str, str], path: Path) -> str:
+    """The row's base64 text, looked up where the column holds another row's index.
+
+    Raises:
+        UserError: there is none.
+    """
     text = images[index]
     if len(text) <= _LONGEST_INDEX and text.isdigit():
         if text not in images:
@@ -92,6 +113,11 @@ def _image(index: str, images: dict[str, str], path: Path) -> str:
     if not text or (len(text) <= _LONGEST_INDEX and text.isdigit()):
         raise UserError(f"{path}: index {index}: no image")
     return text
+
+
+def option_columns(row: Mapping[str, str]) -> list[str]:
+    """The letters of the row's options; lmms-eval's export writes an empty cell as "nan"."""
+    return [letter for letter in _LETTERS if letter in row and row[letter] not in ("", "nan")]
 
 
 def circular_orders(
@@ -108,10 +134,12 @@ def circular_orders(
         UserError: no answer, one that names no option, or fewer than two options.
     """
     index = row["index"]
-    # lmms-eval's export writes an empty cell as "nan".
-    columns = [c for c in _LETTERS if c in row and row[c] not in ("", "nan")]
+    columns = option_columns(row)
     if not row["answer"]:
-        raise UserError(f"{where}: no answer; the test split's are hidden, use the dev file")
+        raise UserError(
+            f"{where}: no answer; those of the test split are hidden, use the dev file "
+            "(or task mmbench-test)"
+        )
     if row["answer"] not in columns:
         raise UserError(f"{where}: answer {row['answer']!r} names no option; known: {columns}")
     if len(columns) < 2:

@@ -60,20 +60,36 @@ def load_mmmu(root: Path) -> list[ChoiceSample]:
     Raises:
         UserError: no file, an unknown subject, or a row that is not in the official form.
     """
-    files = mmmu_files(root)
+    return load_files(mmmu_files(root), root / FOLDER, "validation-*.parquet")
+
+
+def load_files(
+    files: Sequence[Path], folder: Path, pattern: str, *, hidden: bool = False
+) -> list[ChoiceSample]:
+    """The questions of parquet files in the official form.
+
+    Args:
+        files: `<Subject>/…`, sorted by subject.
+        folder: where they were looked for, and
+        pattern: as what, for the error where there are none.
+        hidden: answers are "?"; golds are empty.
+
+    Raises:
+        UserError: no file, an unknown subject, or a row that is not in the official form.
+    """
     if not files:
-        raise UserError(f"{root / FOLDER}: no <Subject>/validation-*.parquet in it")
-    return [sample for path in files for sample in _load_subject(path)]
+        raise UserError(f"{folder}: no <Subject>/{pattern} in it")
+    return [sample for path in files for sample in _load_subject(path, hidden)]
 
 
-def _load_subject(path: Path) -> list[ChoiceSample]:
+def _load_subject(path: Path, hidden: bool) -> list[ChoiceSample]:
     subject = path.parent.name
     try:
         rows = pq.read_table(path).to_pylist()
     except (ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({error}); fetch it again") from error
     return [
-        mmmu_sample(row, subject, partial(_images, row, subject), f"{path}: row {index}")
+        mmmu_sample(row, subject, partial(_images, row, subject), f"{path}: row {index}", hidden)
         for index, row in enumerate(rows)
     ]
 
@@ -83,6 +99,7 @@ def mmmu_sample(
     subject: str,
     images: Callable[[str, str], tuple[ImageSource, ...]],
     where: str,
+    hidden: bool = False,
 ) -> ChoiceSample:
     """A question from a row in the official columns.
 
@@ -91,6 +108,7 @@ def mmmu_sample(
         subject: one of the thirty.
         images: gives those that the prompt names, from the prompt and the row's place in words.
         where: the row's place, for errors.
+        hidden: the answer is "?"; the gold is empty.
 
     Raises:
         UserError: an unknown subject, or a cell that is not in the official form.
@@ -109,7 +127,7 @@ def mmmu_sample(
             f"{nearest(question_type, (MULTIPLE_CHOICE, OPEN))}"
         )
     options = _options(row["options"], where) if question_type == MULTIPLE_CHOICE else ()
-    if question_type == MULTIPLE_CHOICE:
+    if question_type == MULTIPLE_CHOICE and not hidden:
         _check_letter(row["answer"], len(options), where)
     prompt = mmmu_prompt(row["question"], options, question_type)
     return ChoiceSample(
@@ -120,7 +138,7 @@ def mmmu_sample(
         images=images(prompt, where),
         question_type=question_type,
         options=options,
-        gold=row["answer"],
+        gold="" if hidden else row["answer"],
     )
 
 
@@ -140,7 +158,9 @@ def _options(text: str, where: str) -> tuple[str, ...]:
 def _check_letter(answer: str, count: int, where: str) -> None:
     letters = ascii_uppercase[:count]
     if answer == "?":
-        raise UserError(f"{where}: the answer is hidden ('?'); use the validation files")
+        raise UserError(
+            f"{where}: the answer is hidden ('?'); use the validation files, or the task mmmu-test"
+        )
     if len(answer) != 1 or answer not in letters:
         raise UserError(f"{where}: answer {answer!r} names no option; known: {', '.join(letters)}")
 

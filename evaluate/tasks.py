@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cwdpo_bench.errors import UserError, nearest
-from cwdpo_bench.evaluate import coco, mmbench, mmmu, nocaps, pope
+from cwdpo_bench.evaluate import coco, hidden, mmbench, mmmu, nocaps, pope
 from cwdpo_bench.evaluate.choices import Rules
 from cwdpo_bench.evaluate.coco import caption_prompt
 from cwdpo_bench.evaluate.mmbench import mmbench_prompt
@@ -154,6 +154,30 @@ TASKS: dict[str, CaptionTask | ChoiceTask] = {
             "https://github.com/AoiDragon/POPE, and "
             "http://images.cocodataset.org/zips/val2014.zip unpacked into coco/",
             rules="pope",
+        ),
+        ChoiceTask(
+            name="mmmu-test",
+            split="test",
+            load=hidden.load_mmmu_test,
+            files=hidden.mmmu_test_files,
+            template=_MMMU_TEMPLATE,
+            max_new_tokens=128,
+            source="hf download MMMU/MMMU --repo-type dataset --include '*/test-*' "
+            "--local-dir ROOT/mmmu",
+            rules="mmmu",
+            score=hidden.write_mmmu,
+        ),
+        ChoiceTask(
+            name="mmbench-test",
+            split="test",
+            load=hidden.load_mmbench_test,
+            files=hidden.mmbench_test_files,
+            template=mmbench_prompt("{question}", ["{A}", "{B}"], "{hint}"),
+            max_new_tokens=128,
+            source=f"{hidden.MMBENCH_TSV} from https://opencompass.openxlab.space/utils/benchmarks/"
+            "MMBench/MMBench_TEST_EN_V11.tsv",
+            rules="mmbench",
+            score=hidden.write_mmbench,
         ),
     )
 }
