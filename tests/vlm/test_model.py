@@ -95,3 +95,26 @@ def test_a_text_model_is_refused(tiny_model_folder: Path, tmp_path: Path) -> Non
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "no-such-type"}))
     with pytest.raises(UserError, match="text"):
         load_vlm(folder)
+
+
+def test_a_models_own_code_is_not_run_unless_asked(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "own"))
+    folder, trace = tmp_path / "own-code", tmp_path / "it-ran"
+    shutil.copytree(tiny_model_folder, folder)
+    (folder / "own.py").write_text(
+        f"import pathlib\npathlib.Path({str(trace)!r}).touch()\n"
+        "from transformers import Qwen2_5_VLConfig\n"
+        "class Own(Qwen2_5_VLConfig):\n    model_type = 'own'\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"own-code.*cannot be loaded"):
+        load_vlm(folder)
+    assert not trace.exists()
+    # The trap works: asked for, it runs, and what it holds is then judged as any other model.
+    with pytest.raises(UserError):
+        load_vlm(folder, trust_remote_code=True)
+    assert trace.exists()
