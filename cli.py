@@ -205,7 +205,8 @@ def run(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="coco,flickr30k,nocaps,mmmu,mmbench (else those there), pope, lmms:NAME; list."
+            help="coco,flickr30k,nocaps,mmmu,mmbench (else those there), pope, mmmu-test, "
+            "mmbench-test, lmms:NAME, module:NAME; list: what each needs."
         ),
     ] = None,
     data_root: Annotated[

@@ -1,6 +1,7 @@
 """The benchmarks by name: how each is loaded, prompted and, where missing, got.
 
-To add a benchmark: a module with its loader beside this one, and an entry here.
+To add a benchmark: one file with its loader and its task, run as `--tasks module:NAME`
+(docs/EXTENDING.md); to ship it, put the file beside this one and an entry here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cwdpo_bench.evaluate.coco import caption_prompt
 from cwdpo_bench.evaluate.mmbench import mmbench_prompt
 from cwdpo_bench.evaluate.mmmu import MULTIPLE_CHOICE, OPEN, mmmu_prompt
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
+from cwdpo_bench.named import load_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,13 +190,20 @@ DEFAULT_TASKS = ("coco", "flickr30k", "nocaps", "mmmu", "mmbench")
 
 
 def find_task(name: str) -> CaptionTask | ChoiceTask:
-    """The task of that name.
+    """The task of that name; `module:NAME` is one of the user's own.
 
     Raises:
         UserError: there is none; the nearest name is given.
     """
+    if ":" in name:
+        own: CaptionTask | ChoiceTask = load_named(
+            name, "CaptionTask or ChoiceTask", lambda found: isinstance(found, Task)
+        )
+        if own.name in TASKS:
+            raise UserError(f"{name!r}: {own.name!r} is the name of a task of ours; take another")
+        return own
     if name not in TASKS:
-        hint = f"{nearest(name, TASKS)}; lmms-eval's are lmms:NAME"
+        hint = f"{nearest(name, TASKS)}; lmms-eval's are lmms:NAME, yours module:NAME"
         raise UserError(f"unknown task {name!r}; {hint}")
     return TASKS[name]
 

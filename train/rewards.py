@@ -24,7 +24,7 @@ import numpy as np
 
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate.answers import parse_mmbench_choice
-from cwdpo_bench.train.callables import load_callable
+from cwdpo_bench.named import load_named
 from cwdpo_bench.train.cider import CiderD, words_of
 from cwdpo_bench.train.data import Pair, normalized
 from cwdpo_bench.train.sections import (
@@ -197,7 +197,7 @@ _ARGUMENTS: dict[str, Callable[[Pair], Any]] = {
 
 
 def _callable(name: str) -> _TermFunction:
-    function = load_callable(name)
+    function = load_named(name, "function", callable)
     known = ["completions", *_ARGUMENTS]
     parameters = inspect.signature(function).parameters.values()
     everything = any(p.kind is p.VAR_KEYWORD for p in parameters)

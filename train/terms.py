@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cwdpo_bench.errors import UserError, nearest
-from cwdpo_bench.train.callables import load_callable
+from cwdpo_bench.named import load_named
 from cwdpo_bench.train.cooling import CoolingParameters
 from cwdpo_bench.train.objectives import OBJECTIVES
 from cwdpo_bench.train.sections import OPADPO, OPASFT, Custom, Objective
@@ -52,7 +52,7 @@ class _Signature(NamedTuple):
 
 def objective_function(kind: str) -> Callable[..., torch.Tensor]:
     """The function of a built-in kind, or the user's own of `module:function`."""
-    return load_callable(kind) if ":" in kind else OBJECTIVES[kind]
+    return load_named(kind, "function", callable) if ":" in kind else OBJECTIVES[kind]
 
 
 def _signature(kind: str) -> _Signature:

@@ -19,6 +19,7 @@ from cwdpo_bench.train.terms import QUANTITIES
 from cwdpo_bench.train.views import ANSWERS, SUFFIXES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "EXTENDING.md").read_text(encoding="utf-8")
+PAGE = PAGE.split("\n# Add a benchmark")[0]
 FILES = ("dpop.py", "dpop.yaml", "test_dpop.py")
 
 
