@@ -21,7 +21,13 @@ import typer
 import typer.core
 
 from cwdpo_bench import __version__, cli_negatives
-from cwdpo_bench.cli_options import MODEL_HELP, JsonOption, ModelOption, model_path
+from cwdpo_bench.cli_options import (
+    MODEL_HELP,
+    JsonOption,
+    ModelOption,
+    model_path,
+    whole_number,
+)
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.quiet import quiet_libraries
 
@@ -213,7 +219,9 @@ def run(
         Path | None, typer.Option(help="Folder of the benchmarks; else $CWDPO_BENCH_DATA.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N samples a task.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts a forward.")] = 16,
+    batch_size: Annotated[
+        str, typer.Option(help="Prompts a forward; auto: as many as the memory holds, at most 64.")
+    ] = "auto",
     reference_model: Annotated[
         str | None, typer.Option(help="Measure TV and JS against this checkpoint.")
     ] = None,
@@ -282,6 +290,7 @@ def run(
         server = Server(
             base_url, key_variable, concurrency, timeout, retries, max_requests, max_total_tokens
         )
+    rows = None if batch_size == "auto" else whole_number("--batch-size", batch_size)
     processes = join()
     reference = None
     if reference_model is not None:
@@ -297,7 +306,7 @@ def run(
             data_root=_data_root(model, data_root, named=tasks is not None),
             output=output,
             limit=limit,
-            batch_size=batch_size,
+            batch_size=rows,
             reference_model=reference,
             diversity=diversity,
             include_path=include_path,
@@ -315,7 +324,7 @@ def run(
         data_root=_data_root(model, data_root, named=tasks is not None),
         output=output,
         limit=limit,
-        batch_size=batch_size,
+        batch_size=rows,
         reference_model=reference,
         diversity=diversity,
         parse_failures=parse_failures,

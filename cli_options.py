@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from cwdpo_bench.errors import UserError
+
 MODEL_HELP = "Hub id, local folder, adapter folder, or `demo`, the bundled model."
 ModelOption = Annotated[str, typer.Option(help=MODEL_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -18,3 +20,15 @@ def model_path(model: str) -> str:
 
         return str(base_path())
     return model
+
+
+def whole_number(option: str, text: str) -> int:
+    """The number that an option holds where it is not a word.
+
+    Raises:
+        UserError: it is neither.
+    """
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"{option}: {text!r} is neither auto nor a whole number") from error

@@ -55,7 +55,7 @@ def dry_run(
     output: Path,
     model_name: str | None = None,
     limit: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = 16,
     reference_model: VLM | None = None,
     diversity: int = 0,
     include_path: Path | None = None,

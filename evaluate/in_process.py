@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +26,7 @@ from cwdpo_bench.evaluate.images import open_images
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
 from cwdpo_bench.vlm import (
     VLM,
+    Generation,
     Prompt,
     batches_by_length,
     encode_prompt,
@@ -33,6 +36,8 @@ from cwdpo_bench.vlm import (
 )
 from cwdpo_bench.vlm import sample as sample_answers
 
+AUTO_ROWS = 64
+"""Where `batch_size` is left to the engine it starts here: more gain little, on a CPU none."""
 CHUNK_BATCHES = 4
 """Batches whose images are open at a time: enough to sort like sizes into one batch."""
 CHUNK_PIXELS = 64_000_000
@@ -42,14 +47,15 @@ Sample = TypeVar("Sample", CaptionSample, ChoiceSample)
 _Opened = tuple[int, Sample, Prompt]
 
 
-@dataclass(frozen=True)
+@dataclass
 class InProcessEngine:
     """A loaded model.
 
     Attributes:
         vlm: the model that answers.
         root: the data root; no image may lie outside it.
-        batch_size: rows a forward.
+        batch_size: rows a forward; None starts with `AUTO_ROWS` and halves what the accelerator's
+            memory is too small for. The replies do not depend on it.
         reference: where given, captions get TV and JS of every position between it and `vlm`.
         draws: captions sampled an image, beside the greedy one, at temperature 1. An image's own
             depend on its id alone, not on what else is in its batch.
@@ -57,11 +63,16 @@ class InProcessEngine:
 
     vlm: VLM
     root: Path
-    batch_size: int
+    batch_size: int | None
     reference: VLM | None = None
     draws: int = 0
+    rows: int = field(init=False)
 
     name = "hf"
+
+    def __post_init__(self) -> None:
+        """Begin with as many rows as are asked for, or may be tried."""
+        self.rows = AUTO_ROWS if self.batch_size is None else self.batch_size
 
     @property
     def model(self) -> dict[str, object]:
@@ -85,13 +96,13 @@ class InProcessEngine:
 
     @property
     def provenance(self) -> dict[str, object]:
-        """Device and batch size."""
-        return {"device": str(self.vlm.device), "batch_size": self.batch_size}
+        """Device and batch size, as it is by now."""
+        return {"device": str(self.vlm.device), "batch_size": self.rows}
 
     @property
     def chunk_size(self) -> int:
-        """Enough to sort like sizes into one batch."""
-        return self.batch_size * CHUNK_BATCHES
+        """Enough to sort like sizes into one batch; it stays when batches are halved."""
+        return (AUTO_ROWS if self.batch_size is None else self.batch_size) * CHUNK_BATCHES
 
     @property
     def shift_from(self) -> str | None:
@@ -119,16 +130,7 @@ class InProcessEngine:
             if isinstance(batch, tuple):
                 yield batch
                 continue
-            with _out_of_memory_told(self.batch_size):
-                replies = generate(
-                    self.vlm,
-                    [prompt for _, _, prompt in batch],
-                    max_new_tokens=max_new_tokens,
-                    batch_size=self.batch_size,
-                    completions=[sample.references[0] for _, sample, _ in batch],
-                    reference=self.reference,
-                )
-            for opened, reply in zip(batch, replies, strict=True):
+            for opened, reply in self._asked(batch, partial(self._captions, max_new_tokens)):
                 place, sample, prompt = opened
                 scores = reply.scores
                 assert scores is not None
@@ -162,17 +164,59 @@ class InProcessEngine:
             if isinstance(batch, tuple):
                 yield batch
                 continue
-            with _out_of_memory_told(self.batch_size):
-                generations = generate(
-                    self.vlm,
-                    [prompt for _, _, prompt in batch],
-                    max_new_tokens=max_new_tokens,
-                    batch_size=self.batch_size,
-                    options=[sample.option_replies or None for _, sample, _ in batch],
-                )
-            for (place, sample, _), reply in zip(batch, generations, strict=True):
+            for opened, reply in self._asked(batch, partial(self._choices, max_new_tokens)):
+                place, sample, _ = opened
                 _refuse_nan(reply.option_logps, self.vlm, sample.id)
                 yield place, ChoiceAnswer(reply.text, reply.option_logps)
+
+    def _captions(
+        self, max_new_tokens: int, batch: Sequence[_Opened[CaptionSample]]
+    ) -> list[Generation]:
+        return generate(
+            self.vlm,
+            [prompt for _, _, prompt in batch],
+            max_new_tokens=max_new_tokens,
+            batch_size=len(batch),
+            completions=[sample.references[0] for _, sample, _ in batch],
+            reference=self.reference,
+        )
+
+    def _choices(
+        self, max_new_tokens: int, batch: Sequence[_Opened[ChoiceSample]]
+    ) -> list[Generation]:
+        return generate(
+            self.vlm,
+            [prompt for _, _, prompt in batch],
+            max_new_tokens=max_new_tokens,
+            batch_size=len(batch),
+            options=[sample.option_replies or None for _, sample, _ in batch],
+        )
+
+    def _asked(
+        self,
+        batch: list[_Opened[Sample]],
+        ask: Callable[[list[_Opened[Sample]]], list[Generation]],
+    ) -> Iterator[tuple[_Opened[Sample], Generation]]:
+        """What a batch is answered, in as many parts as the memory needs."""
+        parts: list[list[_Opened[Sample]]] = [batch]
+        while parts:
+            part = parts.pop(0)
+            try:
+                replies = ask(part)
+            except torch.OutOfMemoryError as error:
+                if self.batch_size is not None or len(part) == 1:
+                    raise _too_little_memory(self.batch_size or 1) from error
+                replies = []
+            if replies:
+                yield from zip(part, replies, strict=True)
+                continue
+            # Out of the handler, whose traceback holds the failed forward's tensors.
+            half = len(part) // 2
+            self.rows = min(self.rows, half)
+            parts[:0] = [part[:half], part[half:]]
+            torch.cuda.empty_cache()
+            said = f"a batch of {len(part)} is too much, going on with {half}"
+            print(f"batch size auto: {said}", file=sys.stderr)
 
     def _batches(
         self, samples: Sequence[Sample]
@@ -186,7 +230,7 @@ class InProcessEngine:
                 else:
                     opened.append((place, sample, prompt))
             prompts = [prompt for _, _, prompt in opened]
-            for indices in batches_by_length(prompts, self.batch_size):
+            for indices in batches_by_length(prompts, self.rows):
                 yield [opened[i] for i in indices]
 
     def _chunks(
@@ -215,10 +259,12 @@ def _out_of_memory_told(batch_size: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the accelerator's memory is too small for a batch of {batch_size}; "
-            "make the batch size smaller"
-        ) from error
+        raise _too_little_memory(batch_size) from error
+
+
+def _too_little_memory(batch_size: int) -> UserError:
+    mend = "make the batch size smaller" if batch_size > 1 else "limit the images' pixels"
+    return UserError(f"the accelerator's memory is too small for a batch of {batch_size}; {mend}")
 
 
 def _refuse_nan(values: np.ndarray | None, vlm: VLM, sample: str) -> None:

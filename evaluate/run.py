@@ -63,7 +63,7 @@ def run_tasks(
     output: Path,
     model_name: str | None = None,
     limit: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = 16,
     reference_model: VLM | str | Path | None = None,
     diversity: int = 0,
     parse_failures: ParseFailures = "wrong",
@@ -86,7 +86,8 @@ def run_tasks(
             not asked again.
         model_name: what the results call the model; by default the name that it was loaded by.
         limit: only the first so many samples of each task (questions, with all their orders).
-        batch_size: rows a forward.
+        batch_size: rows a forward; None starts with many and halves what the memory is too small
+            for.
         reference_model: where given, captions also get TV and JS between it and the model.
         diversity: captions to sample an image, at least 2, for the diversity metrics; 0: none.
         parse_failures: what becomes of a reply in which nothing is found (`choice_rows`).
@@ -105,7 +106,7 @@ def run_tasks(
             `JAVA_HOME` is broken, more samples fail than may, or the model gives no finite
             log-probabilities.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"batch size must be 1 or more, not {batch_size}")
     if diversity < 0 or diversity == 1:
         raise UserError(f"diversity must be 0 (none) or 2 captions an image or more: {diversity}")
@@ -167,7 +168,7 @@ def open_engine(
     model: VLM | str | Path,
     model_name: str | None,
     data_root: Path,
-    batch_size: int,
+    batch_size: int | None,
     reference_model: VLM | str | Path | None,
     diversity: int,
     trust_remote_code: bool,

@@ -139,6 +139,46 @@ def test_too_large_a_batch_says_to_make_it_smaller(vlm, data_root, monkeypatch):
         answer_choices(vlm, load_mmbench(data_root), data_root, max_new_tokens=1, batch_size=64)
 
 
+def test_a_batch_size_left_to_the_engine_is_halved_until_it_fits(
+    vlm, data_root, monkeypatch, capsys
+):
+    samples = load_mmbench(data_root)
+    plain, sizes = in_process.generate, []
+
+    def small(vlm, prompts, **settings):
+        sizes.append(len(prompts))
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError
+        return plain(vlm, prompts, **settings)
+
+    expected = answer_choices(vlm, samples, data_root, max_new_tokens=2, batch_size=2)
+    monkeypatch.setattr(in_process, "generate", small)
+    engine = InProcessEngine(vlm, data_root, None)
+
+    answers = _in_order(engine.answer_choices(samples, max_new_tokens=2), samples)
+
+    assert [a.text for a in answers] == [a.text for a in expected]
+    for a, b in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(
+            a.option_log_probabilities, b.option_log_probabilities, atol=1e-4
+        )
+    assert sizes[0] == 5
+    assert engine.provenance["batch_size"] == 1
+    assert engine.chunk_size == in_process.AUTO_ROWS * in_process.CHUNK_BATCHES
+    assert "batch size auto: a batch of 5 is too much" in capsys.readouterr().err
+
+
+def test_a_sample_that_alone_is_too_much_is_told(vlm, data_root, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(in_process, "generate", full)
+    engine = InProcessEngine(vlm, data_root, None)
+
+    with pytest.raises(UserError, match="too small for a batch of 1; limit the images' pixels"):
+        list(engine.answer_choices(load_mmbench(data_root), max_new_tokens=1))
+
+
 def test_a_model_with_nan_weights_is_refused_with_model_and_sample(tiny_model_folder, data_root):
     broken = load_vlm(tiny_model_folder)
     with torch.no_grad():
