@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -655,6 +656,50 @@ def doctor(
             print(f"{check.state:>6}  {check.name}: {check.found}{mend}")
     if any(check.state == "broken" for check in checks):
         raise typer.Exit(2)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="The study's YAML, as docs/study.yaml.")],
+    output: Annotated[Path, typer.Option(help="Its folder, new or of an earlier call.")],
+    jobs: Annotated[int, typer.Option(help="Cells at a time, one thread each.", min=1)] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells, their state and the time; run none.")
+    ] = False,
+    as_commands: Annotated[
+        bool, typer.Option("--commands", help="Print a command a cell, for any scheduler.")
+    ] = False,
+    cell: Annotated[
+        str | None, typer.Option(help="Run this cell alone, as in cells/dpo/seed-0.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train and score systems × sweeps × seeds, and compare; finished cells are kept."""
+    quiet_libraries()
+    from cwdpo_bench import study as studies
+
+    if sum((dry_run, as_commands, cell is not None)) > 1:
+        raise UserError("--dry-run, --commands and --cell: choose one")
+    if cell is not None:
+        from cwdpo_bench.train.interruption import Interrupted
+
+        try:
+            studies.run_one(file, output, cell)
+        except Interrupted as interrupted:
+            _fail(str(interrupted), status=128 + interrupted.signal)
+    elif as_commands:
+        print("\n".join(map(shlex.join, studies.commands(file, output))))
+    elif dry_run:
+        plan = studies.plan(file, output)
+        print(json.dumps(plan, indent=2) if as_json else studies.plan_text(plan, jobs))
+    else:
+        record = studies.run_study(
+            file, output, jobs=jobs, say=lambda line: print(f"cwdpo-bench: {line}", file=sys.stderr)
+        )
+        if as_json:
+            print(json.dumps(record, indent=2, ensure_ascii=False))
+        else:
+            print(output / "RESULTS.md")
 
 
 def _named_folder(text: str) -> tuple[str, Path]:

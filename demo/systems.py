@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cwdpo_bench.files import read_json
-from cwdpo_bench.train.recipe import Recipe, load_recipe
+from cwdpo_bench.train.recipe import Recipe, load_recipe, step_settings
 
 BASE = "base"
 SYSTEMS = ("sft", "dpo", "sft-c+dpo", "cw-dpo", "ppo")
@@ -69,12 +69,6 @@ def demo_recipe(name: str, *, seed: int, budget: Budget, learning_rate: float) -
         # The whole probe: a short run is watched more closely than the recipes' default.
         "dynamics.pairs=64",
         *SETTINGS.get(name, ()),
+        *step_settings(load_recipe(name), budget.steps),
     ]
-    stages = load_recipe(name).stages()
-    if len(stages) == 1:
-        settings.append(f"trainer.max_steps={budget.steps}")
-    else:
-        first = round(0.75 * budget.steps)
-        settings.append(f"stage1.trainer.max_steps={first}")
-        settings.append(f"stage2.trainer.max_steps={budget.steps - first}")
     return load_recipe(name, settings)

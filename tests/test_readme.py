@@ -44,6 +44,7 @@ def test_every_command_of_the_front_door_is_shown() -> None:
         "negatives",
         "run",
         "score",
+        "study",
         "compare",
         "gate",
         "leaderboard",
@@ -74,6 +75,7 @@ def test_the_commands_run_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(
         json.dumps({"images": images, "annotations": annotations})
     )
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     for command in _commands():
         if not command.startswith("cwdpo-bench "):
             continue

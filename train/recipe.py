@@ -174,6 +174,14 @@ def _number(value: Any) -> Any:
     return value
 
 
+def step_settings(recipe: Recipe, steps: int) -> list[str]:
+    """Overrides that give a recipe so many update steps; two stages share them 75 : 25."""
+    if len(recipe.stages()) == 1:
+        return [f"trainer.max_steps={steps}"]
+    first = round(0.75 * steps)
+    return [f"stage1.trainer.max_steps={first}", f"stage2.trainer.max_steps={steps - first}"]
+
+
 def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
     """Validate a recipe's mapping; `source` is what errors call it."""
     try:

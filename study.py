@@ -1,0 +1,264 @@
+"""`cwdpo-bench study`: systems × sweeps × seeds, trained, scored and compared; resumable.
+
+Every cell runs in a process of its own by the same command that a scheduler would start, so that
+one that dies takes no other with it and the tables are the same wherever the cells ran.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cwdpo_bench.errors import UserError, nearest
+from cwdpo_bench.evaluate.results import read_run
+from cwdpo_bench.progress import progress_bar
+from cwdpo_bench.study_cell import benchmarks, mark_failed, read_cell, run_cell
+from cwdpo_bench.study_file import Cell, Study, cells, load_study, tries
+from cwdpo_bench.study_record import write_results
+
+Say = Callable[[str], None]
+
+
+def run_study(file: Path, output: Path, *, jobs: int = 1, say: Say) -> dict[str, Any]:
+    """Run what is not finished, `jobs` cells at a time, then write the tables.
+
+    Args:
+        file: the study's YAML.
+        output: its folder, new or that of an earlier call.
+        jobs: processes at a time; each has one thread.
+        say: where the lines of progress go.
+
+    Returns:
+        What `study.json` holds.
+
+    Raises:
+        UserError: the file is broken, a cell's folder was made from something else, or cells
+            failed: all are listed with their reasons, after the tables of the others are written.
+    """
+    study = load_study(file)
+    # Made once here; the cells' processes find it.
+    for cell in (*tries(study), *cells(study, {}))[:1]:
+        benchmarks(cell)
+    attempts = tries(study)
+    failed = _run(study, file, attempts, output, jobs, say)
+    if failed:
+        raise UserError(_list(failed, "no value can be chosen before all tries are finished"))
+    chosen = choose(study, output)
+    for name, value in chosen.items():
+        say(f"{name}: {study.tune.key if study.tune else ''}={value} won on validation data")
+    planned = cells(study, chosen)
+    failed = _run(study, file, planned, output, jobs, say)
+    record = write_results(study, file, output, planned, attempts, chosen, failed)
+    for warning in record["warnings"]:
+        say(f"warning: {warning}")
+    say(f"written: {output}: {', '.join(record['written'])}")
+    if failed:
+        raise UserError(_list(failed, "mend what they say and run the same command again"))
+    return record
+
+
+def run_one(file: Path, output: Path, key: str) -> None:
+    """Run one cell by its key, as in `cells/dpo/seed-0`; what a scheduler starts.
+
+    Raises:
+        UserError: no such cell (the nearest is named), or as `run_cell`.
+    """
+    study = load_study(file)
+    attempts = {cell.key: cell for cell in tries(study)}
+    if key not in attempts:
+        # Without the tries' outcome a cell on test data does not know its settings.
+        known = {cell.key: cell for cell in cells(study, {})}
+        if key not in known:
+            raise UserError(f"--cell: no cell {key!r}; {nearest(key, (*attempts, *known))}")
+        attempts = {cell.key: cell for cell in cells(study, choose(study, output))}
+    run_cell(study, attempts[key], output)
+
+
+def choose(study: Study, output: Path) -> dict[str, Any]:
+    """System → the value of `tune.key` with the best `tune.metric` on validation data.
+
+    Raises:
+        UserError: a try is not finished, or its run lacks the metric.
+    """
+    if study.tune is None:
+        return {}
+    task, metric = study.tune.metric.split("/")
+    best: dict[str, tuple[float, Any]] = {}
+    for cell in tries(study):
+        if read_cell(study, cell, output)["status"] != "finished":
+            raise UserError(f"{cell.key}: is not finished; the tries come before the cells")
+        metrics = read_run(output / cell.key / "run").results["tasks"][task]["metrics"]
+        if metric not in metrics:
+            raise UserError(f"tune.metric: {task} has no {metric!r}; {nearest(metric, metrics)}")
+        better = metrics[metric]["higher_is_better"]
+        if better is None:
+            raise UserError(f"tune.metric: neither a high nor a low {metric} is better")
+        score = metrics[metric]["value"] * (1 if better else -1)
+        # The first of equal ones: the file's order decides, not chance.
+        if cell.system not in best or score > best[cell.system][0]:
+            best[cell.system] = (score, cell.settings[study.tune.key])
+    return {name: value for name, (_, value) in best.items()}
+
+
+def plan(file: Path, output: Path) -> dict[str, Any]:
+    """What there is to do: every cell with its state, and the time that it may take.
+
+    Returns:
+        `cells`: key, status, reason, seconds (measured, or expected from finished cells of the
+        same system, else None) each; `expected_seconds` of all that is not finished, one at a
+        time, None where a system's time is not known yet.
+    """
+    study = load_study(file)
+    attempts = tries(study)
+    states = {cell.key: read_cell(study, cell, output) for cell in attempts}
+    tuned = all(state["status"] == "finished" for state in states.values())
+    planned = cells(study, choose(study, output) if tuned else {})
+    if tuned:
+        states |= {cell.key: read_cell(study, cell, output) for cell in planned}
+    every = [*attempts, *planned]
+    known: dict[tuple[str, str], list[float]] = {}
+    for cell in every:
+        if cell.key in states and states[cell.key]["status"] == "finished":
+            taken = sum(states[cell.key]["seconds"].values())
+            known.setdefault((cell.phase, cell.system), []).append(taken)
+    rows: list[dict[str, Any]] = []
+    for cell in every:
+        state = states.get(cell.key, {"status": "new", "reason": None})
+        taken = known.get((cell.phase, cell.system))
+        seconds = None if taken is None else statistics.median(taken)
+        rows.append(
+            {
+                "key": cell.key,
+                "status": state["status"],
+                "reason": state["reason"],
+                "seconds": seconds,
+            }
+        )
+    left = [row["seconds"] for row in rows if row["status"] != "finished"]
+    expected = None if None in left else sum(left)
+    return {"cells": rows, "expected_seconds": expected}
+
+
+def plan_text(found: dict[str, Any], jobs: int) -> str:
+    """A plan in lines: each cell, then what is left and how long it may take."""
+    lines = []
+    for row in found["cells"]:
+        time = "time unknown" if row["seconds"] is None else f"{row['seconds']:.0f} s"
+        why = f" ({row['reason']})" if row["reason"] else ""
+        lines.append(f"{row['status']:<12} {time:>12}  {row['key']}{why}")
+    left = sum(row["status"] != "finished" for row in found["cells"])
+    total = found["expected_seconds"]
+    told = (
+        "the time is unknown until a cell of every system is finished"
+        if total is None
+        else f"about {total / jobs / 60:.1f} min with --jobs {jobs}"
+    )
+    return "\n".join([*lines, f"{left} of {len(found['cells'])} cells to do, {told}"])
+
+
+def commands(file: Path, output: Path) -> list[list[str]]:
+    """One command for every cell that can start now: the tries first, then the others."""
+    rows = [row for row in plan(file, output)["cells"] if row["status"] != "finished"]
+    first = [row for row in rows if row["key"].startswith("tune/")]
+    return [_command(file, output, row["key"]) for row in first or rows]
+
+
+def _command(file: Path, output: Path, key: str) -> list[str]:
+    return ["cwdpo-bench", "study", str(file), "--output", str(output), "--cell", key]
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def _run(
+    study: Study, file: Path, planned: Sequence[Cell], output: Path, jobs: int, say: Say
+) -> dict[str, str]:
+    """Run what is not finished; returns the cells that failed and why."""
+    left = [cell for cell in planned if read_cell(study, cell, output)["status"] != "finished"]
+    if not left:
+        return {}
+    running: set[subprocess.Popen[bytes]] = set()
+    failed: dict[str, str] = {}
+    stopping = False
+
+    def work(cell: Cell) -> str | None:
+        return None if stopping else _run_process(study, file, cell, output, running)
+
+    with _sigterm_as_interrupt(), progress_bar() as bar, ThreadPoolExecutor(jobs) as pool:
+        task = bar.add_task(f"cells of {file.name}", total=len(left), note="")
+        futures = {pool.submit(work, cell): cell for cell in left}
+        try:
+            for future in as_completed(futures):
+                reason = future.result()
+                if reason is not None:
+                    failed[futures[future].key] = reason
+                    say(f"{futures[future].key}: failed: {reason}")
+                bar.update(task, note=futures[future].key)
+                bar.advance(task)
+        except BaseException:
+            stopping = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                # They save first; a terminal's Ctrl-C has reached them already.
+                process.terminate()
+            raise
+    return {key: failed[key] for key in (cell.key for cell in left) if key in failed}
+
+
+def _run_process(
+    study: Study, file: Path, cell: Cell, output: Path, running: set[subprocess.Popen[bytes]]
+) -> str | None:
+    """One cell in a process of one thread; returns why it failed, if it did."""
+    folder = output / cell.key
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "cwdpo_bench", *_command(file, output, cell.key)[1:]]
+    with (folder / "cell.log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            # A group of its own: the study passes signals on, so that each comes once.
+            start_new_session=True,
+            # Arithmetic of one thread gives the same figures whatever the number of cores.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
+        running.add(process)
+        status = process.wait()
+        running.discard(process)
+    if status == 0:
+        return None
+    state = read_cell(study, cell, output)
+    if state["status"] in ("running", "new"):
+        # It could not say so itself.
+        killed = f"killed by signal {-status}, perhaps for lack of memory" if status < 0 else ""
+        mark_failed(folder, killed or f"ended with status {status}; see {folder / 'cell.log'}")
+        return killed or f"ended with status {status}; see {folder / 'cell.log'}"
+    return str(state["reason"])
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """A scheduler's SIGTERM stops the study as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _list(failed: dict[str, str], mend: str) -> str:
+    told = "".join(f"\n  {key}: {reason}" for key, reason in failed.items())
+    return f"{len(failed)} cell(s) failed; {mend}{told}"

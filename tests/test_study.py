@@ -1,0 +1,372 @@
+"""Studies: a grid of cells, each made once, resumed, refused when changed; fair and told so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cwdpo_bench import study as studies
+from cwdpo_bench.demo.layouts import SMOKE, write_world
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate.results import read_run
+from cwdpo_bench.files import read_json, write_json
+from cwdpo_bench.study import choose, commands, plan, plan_text, run_one, run_study
+from cwdpo_bench.study_cell import RECORD, read_cell
+from cwdpo_bench.study_file import cells, load_study, recipe_of, tries
+from cwdpo_bench.study_record import unfair
+
+ROOT = Path(__file__).parents[1]
+TUNE = {
+    "key": "trainer.learning_rate",
+    "values": [1e-5, "1e-3"],
+    "data_root": "world/validation",
+    "tasks": ["mmmu"],
+    "metric": "mmmu/nll",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small rendered world."""
+    folder = tmp_path_factory.mktemp("study") / "world"
+    write_world(folder, 0, SMOKE)
+    return folder
+
+
+@pytest.fixture
+def write(tmp_path: Path, world: Path) -> Callable[..., Path]:
+    """Write a tiny study with some keys changed; None removes one."""
+    (tmp_path / "world").symlink_to(world)
+
+    def write(**changes: Any) -> Path:
+        values: dict[str, Any] = {
+            "model": "demo",
+            "data": "world/pairs/train.jsonl",
+            "probe": "world/pairs/probe.jsonl",
+            "data_root": "world",
+            "tasks": ["mmmu"],
+            "limit": 5,
+            "steps": 4,
+            "seeds": [0, 1],
+            "settings": {
+                "trainer.per_device_train_batch_size": 4,
+                "trainer.gradient_accumulation_steps": 1,
+                "dynamics.every": 2,
+                "dynamics.pairs": 4,
+            },
+            "systems": {"sft": {"recipe": "sft"}, "dpo": {"recipe": "dpo"}},
+            **changes,
+        }
+        file = tmp_path / "study.yaml"
+        kept = {key: value for key, value in values.items() if value is not None}
+        file.write_text(yaml.safe_dump(kept, sort_keys=False))
+        return file
+
+    return write
+
+
+def _finish(file: Path, output: Path, key: str, seconds: float = 10.0) -> None:
+    """A cell's folder as a finished one leaves it, as far as the planning reads it."""
+    study = load_study(file)
+    cell = next(c for c in (*tries(study), *cells(study, {})) if c.key == key)
+    record = read_cell(study, cell, output)
+    record |= {"status": "finished", "seconds": {"train": seconds, "run": 0.0}}
+    (output / key / "run").mkdir(parents=True)
+    write_json(output / key / RECORD, record)
+    write_json(output / key / "run" / "results.json", {})
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sistems": {}}, "unknown key 'sistems'; did you mean 'systems'"),
+        ({"systems": {"a": {"recipe": "sft", "seting": {}}}}, "did you mean 'settings'"),
+        ({"tune": {**TUNE, "metrik": "x"}}, "unknown key 'tune.metrik'; did you mean 'metric'"),
+        ({"systems": {"a": {"recipe": "cw-dp"}}}, "systems.a: no recipe and no file 'cw-dp'"),
+        ({"settings": {"trainer.learning_rat": 1}}, "did you mean 'learning_rate'"),
+        ({"systems": {"a/b": {"recipe": "sft"}}}, "becomes a folder's name"),
+        ({"sweeps": {"spo": {"trainer.seed": [1]}}}, "sweeps.spo: no such system"),
+        ({"baseline": "sfft"}, "baseline: no row 'sfft'; did you mean 'sft'"),
+        ({"seeds": [1, 1]}, "seeds: 1 stands there twice"),
+        ({"seeds": []}, "seeds: "),
+        ({"data": "nowhere.jsonl"}, "data: .*nowhere.jsonl: not there"),
+        ({"model": "some/model", "data_root": None}, "data_root: is missing"),
+        ({"tune": {**TUNE, "data_root": None}}, "tune.data_root: name the validation data"),
+        ({"tune": {**TUNE, "metric": "coco/CIDEr"}}, "is of none of tune.tasks"),
+        (
+            {"tune": TUNE, "sweeps": {"dpo": {"trainer.learning_rate": [1e-4]}}},
+            "trainer.learning_rate is chosen by tune",
+        ),
+    ],
+)
+def test_a_mistake_in_the_file_names_the_key_and_the_mend(
+    write: Callable[..., Path], changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        load_study(write(**changes))
+
+
+def test_cells_are_systems_times_sweep_points_times_seeds(write: Callable[..., Path]) -> None:
+    sweep = {"objective.beta": [0.1, 0.3], "trainer.learning_rate": [1e-5, "3e-4"]}
+    systems = {"base": {"recipe": "none"}, "sft": {"recipe": "sft"}, "dpo": {"recipe": "dpo"}}
+    study = load_study(write(systems=systems, sweeps={"dpo": sweep}))
+    planned = cells(study, {})
+    rows = list(dict.fromkeys(cell.row for cell in planned))
+    assert rows[:3] == ["base", "sft", "dpo@beta=0.1,learning_rate=1e-05"]
+    assert len(rows) == 2 + 4
+    # What is not trained is the same for all seeds.
+    assert [cell.seed for cell in planned if cell.row == "base"] == [0]
+    assert len(planned) == 1 + 2 + 4 * 2
+    recipe = recipe_of(study, planned[-1])
+    assert recipe is not None
+    assert recipe.trainer["learning_rate"] == 3e-4
+    assert recipe.trainer["seed"] == 1
+
+
+@pytest.mark.parametrize("recipe", ["sft", "cw-dpo", "no-cw-dpo", "ppo"])
+def test_every_recipe_takes_the_studys_steps(write: Callable[..., Path], recipe: str) -> None:
+    study = load_study(write(steps=9, systems={"a": {"recipe": recipe}}))
+    made = recipe_of(study, cells(study, {})[0])
+    assert made is not None
+    stages = made.stages().values()
+    assert sum(made.trainer_arguments(stage)["max_steps"] for stage in stages) == 9
+
+
+def test_every_system_gets_the_same_tries_on_validation_data(write: Callable[..., Path]) -> None:
+    study = load_study(write(tune=TUNE))
+    attempts = tries(study)
+    tried = {
+        name: [c.settings["trainer.learning_rate"] for c in attempts if c.system == name]
+        for name in study.systems
+    }
+    assert tried == {"sft": [1e-5, "1e-3"], "dpo": [1e-5, "1e-3"]}
+    assert {cell.data_root.name for cell in attempts if cell.data_root} == {"validation"}
+    assert {cell.seed for cell in attempts} == {1000}
+    won = {cell.system: cell.settings for cell in cells(study, {"sft": "1e-3", "dpo": 1e-5})}
+    assert won["sft"]["trainer.learning_rate"] == "1e-3"
+    assert won["dpo"]["trainer.learning_rate"] == 1e-5
+
+
+def test_the_documented_study_is_valid_and_fair_in_steps() -> None:
+    study = load_study(ROOT / "docs" / "study.yaml")
+    planned = cells(study, {})
+    assert len(planned) == 1 + 3 * 3 + 2 * 3
+    for cell in planned:
+        recipe = recipe_of(study, cell)
+        if recipe is not None:
+            stages = recipe.stages().values()
+            steps = sum(recipe.trainer_arguments(stage)["max_steps"] for stage in stages)
+            assert steps == study.steps
+
+
+# --- planning ------------------------------------------------------------------------------------
+
+
+def test_the_plan_tells_what_is_finished_and_the_time_left(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    file, output = write(), tmp_path / "out"
+    assert plan(file, output)["expected_seconds"] is None
+    assert not output.exists()
+    _finish(file, output, "cells/sft/seed-0", 30)
+    assert plan(file, output)["expected_seconds"] is None
+    _finish(file, output, "cells/dpo/seed-0", 60)
+    found = plan(file, output)
+    assert [row["status"] for row in found["cells"]] == ["finished", "new", "finished", "new"]
+    assert found["expected_seconds"] == 90
+    assert "2 of 4 cells to do, about 0.8 min with --jobs 2" in plan_text(found, 2)
+
+
+def test_commands_name_what_is_left_and_the_tries_before_the_cells(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    file, output = write(), tmp_path / "out"
+    _finish(file, output, "cells/sft/seed-0")
+    told = [" ".join(command) for command in commands(file, output)]
+    assert len(told) == 3
+    assert told[0] == f"cwdpo-bench study {file} --output {output} --cell cells/sft/seed-1"
+    keys = [command[-1] for command in commands(write(tune=TUNE), tmp_path / "tuned")]
+    assert len(keys) == 4
+    assert all(key.startswith("tune/") for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"steps": 6}, "recipe.trainer.max_steps: 4 there, 6 asked for"),
+        ({"limit": 4}, "limit: 5 there, 4 asked for"),
+        ({"tasks": ["coco"]}, "tasks: "),
+        ({"data": "world/pairs/probe.jsonl"}, "data: "),
+    ],
+)
+def test_a_cell_that_was_made_from_something_else_is_refused_with_the_mend(
+    write: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    output = tmp_path / "out"
+    _finish(write(), output, "cells/sft/seed-0")
+    with pytest.raises(UserError, match=told) as refused:
+        plan(write(**changes), output)
+    assert "remove that folder" in str(refused.value)
+
+
+def test_an_unknown_cell_is_refused_with_the_nearest(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"no cell 'cells/dpo/seed-01'; did you mean"):
+        run_one(write(), tmp_path / "out", "cells/dpo/seed-01")
+
+
+def test_test_data_wait_for_the_tries(write: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the tries come before the cells"):
+        run_one(write(tune=TUNE), tmp_path / "out", "cells/dpo/seed-0")
+
+
+def test_unequal_pairs_and_steps_are_told() -> None:
+    def entry(row: str, steps: int) -> dict[str, Any]:
+        return {"row": row, "training": {"pairs": 96, "pairs_seen": 4 * steps, "steps": steps}}
+
+    base = {"row": "base", "training": None}
+    assert unfair([base, entry("a", 8), entry("a", 8), entry("b", 8)]) == []
+    assert unfair([base, entry("a", 8), entry("b", 6)]) == [
+        "unequal pairs seen (steps × batch): 32: a; 24: b",
+        "unequal update steps: 8: a; 6: b",
+    ]
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def _in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Cells in this process, for speed; returns the keys of those that were begun."""
+    begun: list[str] = []
+
+    def run(study: Any, file: Path, cell: Any, output: Path, running: Any) -> str | None:
+        begun.append(cell.key)
+        try:
+            run_one(file, output, cell.key)
+        except UserError as error:
+            return str(error)
+        return None
+
+    monkeypatch.setattr(studies, "_run_process", run)
+    return begun
+
+
+def test_a_study_is_tuned_run_compared_and_never_redone(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = _in_process(monkeypatch)
+    output = tmp_path / "out"
+    systems = {"base": {"recipe": "none"}, "sft": {"recipe": "sft"}}
+    file = write(tune=TUNE, systems=systems, baseline="base", seeds=[1])
+    record = run_study(file, output, say=lambda _: None)
+    assert [key.split("/")[0] for key in begun] == ["tune"] * 2 + ["cells"] * 2
+    scores = {
+        entry["settings"]["trainer.learning_rate"]: entry["scores"]["mmmu/nll"]
+        for entry in record["tries"]
+    }
+    # NLL is better when it is lower.
+    assert record["chosen"]["values"] == {"sft": min(scores, key=lambda rate: scores[rate])}
+    assert choose(load_study(file), output) == record["chosen"]["values"]
+    assert [system["name"] for system in record["comparison"]["systems"]] == ["base", "sft"]
+    run = read_run(output / "cells/sft/seed-1/run")
+    figure = next(e for e in record["cells"] if e["cell"] == "cells/sft/seed-1")["scores"]
+    assert figure["mmmu/accuracy"] == run.results["tasks"]["mmmu"]["metrics"]["accuracy"]["value"]
+    trained = [entry["training"] for entry in record["cells"] if entry["training"]]
+    assert [(t["pairs"], t["pairs_seen"], t["steps"]) for t in trained] == [(96, 16, 4)]
+    assert record["warnings"] == []
+    text = (output / "RESULTS.md").read_text()
+    assert "All tries of trainer.learning_rate" in text
+    assert "<html" in (output / "report.html").read_text()
+
+    before = {name: (output / name).read_bytes() for name in ("RESULTS.md", "results.csv")}
+    begun.clear()
+    again = run_study(file, output, say=lambda _: None)
+    assert begun == []
+    # Tuples become lists in JSON.
+    assert json.loads(json.dumps(again)) == read_json(output / "study.json")
+    assert again == record
+    assert before == {name: (output / name).read_bytes() for name in before}
+
+
+def test_failed_cells_are_listed_and_tried_again_and_the_others_compared(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = _in_process(monkeypatch)
+    output = tmp_path / "out"
+    (tmp_path / "start").mkdir()
+    broken = {"recipe": "sft", "settings": {"init": str(tmp_path / "start")}}
+    file = write(systems={"base": {"recipe": "none"}, "sft": broken}, seeds=[0])
+    for _ in range(2):
+        begun.clear()
+        with pytest.raises(UserError, match=r"1 cell\(s\) failed.*\n  cells/sft/seed-0: init: "):
+            run_study(file, output, say=lambda _: None)
+        assert begun[-1] == "cells/sft/seed-0"
+        record = read_json(output / "study.json")
+        assert list(record["failed"]) == ["cells/sft/seed-0"]
+        assert "sft: without seeds 0" in record["warnings"]
+        assert [system["name"] for system in record["comparison"]["systems"]] == ["base"]
+    assert begun == ["cells/sft/seed-0"]
+    assert plan(file, output)["cells"][1]["status"] == "failed"
+
+
+def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cwdpo_bench", "study", *arguments],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_process_that_is_killed_is_a_failed_cell(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "_command", lambda *_: ["", "-c"], raising=True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "killed"))
+    (tmp_path / "killed").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "killed").chmod(0o755)
+    with pytest.raises(UserError, match="killed by signal 9, perhaps for lack of memory"):
+        run_study(write(seeds=[0]), tmp_path / "out", say=lambda _: None)
+
+
+@pytest.mark.slow
+def test_the_command_runs_two_cells_at_a_time_and_goes_on(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    file, output = write(), tmp_path / "out"
+    alone = _command(str(file), "--output", str(output), "--cell", "cells/dpo/seed-1")
+    assert alone.returncode == 0, alone.stderr
+    before = (output / "cells/dpo/seed-1" / RECORD).stat().st_mtime_ns
+    done = _command(str(file), "--output", str(output), "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert (output / "cells/dpo/seed-1" / RECORD).stat().st_mtime_ns == before
+    assert (output / "RESULTS.md").is_file()
+    listed = _command(str(file), "--output", str(output), "--dry-run", "--json")
+    assert {row["status"] for row in json.loads(listed.stdout)["cells"]} == {"finished"}
+
+
+@pytest.mark.slow
+def test_a_cell_of_the_documented_study_is_reproduced(tmp_path: Path, world: Path) -> None:
+    values = yaml.safe_load((ROOT / "docs" / "study.yaml").read_text())
+    pairs = {"data": world / "pairs/train.jsonl", "probe": world / "pairs/probe.jsonl"}
+    values |= {"steps": 8, "data_root": str(world)} | {k: str(p) for k, p in pairs.items()}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    scores = []
+    for name in ("first", "second"):
+        run_one(tmp_path / "study.yaml", tmp_path / name, "cells/cw-dpo/seed-1")
+        tasks = read_run(tmp_path / name / "cells/cw-dpo/seed-1/run").results["tasks"]
+        scores.append({task: tasks[task]["metrics"] for task in ("coco", "mmmu")})
+    assert scores[0] == scores[1]
