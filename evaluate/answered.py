@@ -71,6 +71,13 @@ def score_choices(
     empty = sum(not text for text in texts)
     if empty:
         told.append(f"{empty} of {len(texts)} replies are empty")
+    offered = sum(bool(sample.options) for sample in samples)
+    without = offered - sum(logp is not None for logp in logps)
+    if without:
+        told.append(
+            f"{without} of {offered} questions have no option probabilities, because the engine "
+            "gave none: they count in no calibration figure"
+        )
     rows = choice_rows(samples, texts, logps, rules=job.task.rules, parse_failures=parse_failures)
     return Scored(rows, [*told, *failure_warnings(rows)])
 

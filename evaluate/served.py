@@ -218,7 +218,14 @@ class ServedEngine:
         self.extended = False
         question = [{"type": "text", "text": "Answer with the letter A."}]
         # First plainly: a mistake in address, model or key has to be told as such.
-        self._reply(question, 1)
+        try:
+            self._reply(question, 1)
+        except RequestFailed as error:
+            self.close()
+            raise UserError(
+                f"the server does not answer a plain question ({error}); mend --base-url, which "
+                "as a rule ends with /v1, or --model"
+            ) from error
         with suppress(RequestFailed):
             if _of_prompt(self._continued(question, "A"), "A") is not None:
                 return True, "prompt"

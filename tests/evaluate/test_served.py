@@ -347,3 +347,31 @@ def test_transformers_serve_answers_as_we_do_and_gives_no_probabilities(
         a.text for a in _answers(here, questions, "answer_choices", 3)
     ]
     assert engine.scores == "none"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(400, b'{"error": {"message": "no such model"}}'), (422, b"{}"), (200, b"<html></html>")],
+)
+def test_a_server_that_refuses_the_first_question_is_one_clear_error(
+    status: int, body: bytes, tmp_path: Path
+) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        asked = Server(f"http://127.0.0.1:{server.server_port}/v1", retries=0)
+        with pytest.raises(UserError, match=r"plain question .*mend --base-url"):
+            ServedEngine(asked, "m", tmp_path)
+    finally:
+        server.shutdown()
+        server.server_close()
