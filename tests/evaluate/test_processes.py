@@ -63,6 +63,7 @@ def _assert_close(a: Any, b: Any) -> None:
 
 
 SCRIPT = """
+import os
 import sys
 from types import SimpleNamespace
 from cwdpo_bench.errors import UserError
@@ -70,6 +71,10 @@ from cwdpo_bench.evaluate.processes import follow, join, share
 
 fault = sys.argv[1]
 processes = join()
+
+def say(line):
+    # In one write: both processes share the pipe, and `print` writes word by word.
+    os.write(1, (line + "\\n").encode())
 
 class Engine:
     name, model, signature_parts, shift_from, draws, provenance = "x", {}, {}, None, 0, {}
@@ -87,7 +92,7 @@ jobs = [SimpleNamespace(samples=[SimpleNamespace(value=10 * job + place) for pla
         for job in range(2)]
 if processes.rank:
     follow(Engine(), jobs, processes)
-    print("follower let go")
+    say("follower let go")
     raise SystemExit
 if fault == "leader":
     raise SystemExit("the leader fails before it asks")
@@ -99,9 +104,9 @@ try:
             assert [got[i][0] for i in range(7)] == [s.value for s in job.samples], got
             assert {rank for _, _, rank in got.values()} == {0, 1}
         assert engine.chunk_size == 6
-        print("all answered")
+        say("all answered")
 except (UserError, RuntimeError) as error:
-    print("ended by", type(error).__name__, error)
+    say(f"ended by {type(error).__name__} {error}")
 """
 
 
