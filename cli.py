@@ -26,6 +26,7 @@ from cwdpo_bench.cli_options import (
     MODEL_HELP,
     JsonOption,
     ModelOption,
+    load_model,
     model_path,
     whole_number,
 )
@@ -181,20 +182,12 @@ def diagnose(
 ) -> None:
     """Measure a checkpoint's dynamics on held-out pairs: squeezing, displacement or healthy."""
     quiet_libraries()
-    from dataclasses import replace
-
     from cwdpo_bench.train.diagnose import diagnose as run_diagnosis
     from cwdpo_bench.train.diagnose import table
-    from cwdpo_bench.vlm import load_vlm
 
-    models = [
-        None
-        if name is None
-        else replace(load_vlm(model_path(name), trust_remote_code=trust_remote_code), name=name)
-        for name in (checkpoint, against)
-    ]
-    assert models[0] is not None
-    record = run_diagnosis(models[0], data, base=models[1], output=output)
+    model = load_model(checkpoint, trust_remote_code=trust_remote_code)
+    base = None if against is None else load_model(against, trust_remote_code=trust_remote_code)
+    record = run_diagnosis(model, data, base=base, output=output)
     if as_json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return
@@ -277,12 +270,9 @@ def run(
     if model is None or output is None:
         raise UserError("run: name the model with --model and the run folder with --output")
     quiet_libraries()
-    from dataclasses import replace
-
     from cwdpo_bench.evaluate.processes import join
     from cwdpo_bench.evaluate.run import run_tasks
     from cwdpo_bench.evaluate.server import Server
-    from cwdpo_bench.vlm import load_vlm
 
     if (engine == "openai") != (base_url is not None):
         raise UserError("--engine openai and --base-url http://…/v1 go together")
@@ -295,46 +285,30 @@ def run(
     processes = join()
     reference = None
     if reference_model is not None:
-        loaded = load_vlm(model_path(reference_model), trust_remote_code=trust_remote_code)
-        reference = replace(loaded, name=reference_model)
+        reference = load_model(reference_model, trust_remote_code=trust_remote_code)
+    asked: dict[str, Any] = {
+        "model": model if server is not None else model_path(model),
+        "model_name": model,
+        "tasks": None if tasks is None else [task.strip() for task in tasks.split(",")],
+        "data_root": _data_root(model, data_root, named=tasks is not None),
+        "output": output,
+        "limit": limit,
+        "batch_size": rows,
+        "reference_model": reference,
+        "diversity": diversity,
+        "include_path": include_path,
+        "max_failures": max_failures,
+        "trust_remote_code": trust_remote_code,
+        "server": server,
+    }
     if dry_run:
         from cwdpo_bench.evaluate import dry_run as body
 
-        estimates = body.dry_run(
-            model if server is not None else model_path(model),
-            model_name=model,
-            tasks=None if tasks is None else [task.strip() for task in tasks.split(",")],
-            data_root=_data_root(model, data_root, named=tasks is not None),
-            output=output,
-            limit=limit,
-            batch_size=rows,
-            reference_model=reference,
-            diversity=diversity,
-            include_path=include_path,
-            max_failures=max_failures,
-            trust_remote_code=trust_remote_code,
-            server=server,
-        )
+        estimates = body.dry_run(**asked)
         lines = [e._asdict() for e in estimates]
         print(json.dumps(lines, indent=2) if as_json else body.told(estimates, output))
         return
-    folder = run_tasks(
-        model if server is not None else model_path(model),
-        model_name=model,
-        tasks=None if tasks is None else [task.strip() for task in tasks.split(",")],
-        data_root=_data_root(model, data_root, named=tasks is not None),
-        output=output,
-        limit=limit,
-        batch_size=rows,
-        reference_model=reference,
-        diversity=diversity,
-        parse_failures=parse_failures,
-        include_path=include_path,
-        max_failures=max_failures,
-        trust_remote_code=trust_remote_code,
-        server=server,
-        processes=processes,
-    )
+    folder = run_tasks(**asked, parse_failures=parse_failures, processes=processes)
     _show_run(folder.results, output, as_json)
     if any("failures" in task for task in folder.results["tasks"].values()):
         raise typer.Exit(SAMPLES_FAILED)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cwdpo_bench.cli_options import JsonOption, ModelOption, model_path
+from cwdpo_bench.cli_options import JsonOption, ModelOption, load_model
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.quiet import quiet_libraries
 
@@ -147,11 +147,7 @@ def stats(
 
 def _load(model: str) -> VLM:
     quiet_libraries()
-    from dataclasses import replace
-
-    from cwdpo_bench.vlm import load_vlm
-
-    return replace(load_vlm(model_path(model)), name=model)
+    return load_model(model)
 
 
 def _shares(text: str, option: str) -> list[tuple[str, float]]:

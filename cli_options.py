@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cwdpo_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from cwdpo_bench.vlm import VLM
 
 MODEL_HELP = "Hub id, local folder, adapter folder, or `demo`, the bundled model."
 ModelOption = Annotated[str, typer.Option(help=MODEL_HELP)]
@@ -20,6 +23,15 @@ def model_path(model: str) -> str:
 
         return str(base_path())
     return model
+
+
+def load_model(name: str, *, trust_remote_code: bool = False) -> VLM:
+    """The model, called in results as the user called it."""
+    from dataclasses import replace
+
+    from cwdpo_bench.vlm import load_vlm
+
+    return replace(load_vlm(model_path(name), trust_remote_code=trust_remote_code), name=name)
 
 
 def whole_number(option: str, text: str) -> int:

@@ -52,6 +52,14 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def existing_parent(path: Path) -> Path:
+    """`path` itself where it is there, else the nearest folder above it that is."""
+    there = path
+    while not there.exists():
+        there = there.parent
+    return there
+
+
 def remove_unfinished(*folders: Path) -> None:
     """Take away the temporary files that writers which were killed have left in `folders`."""
     for folder in folders:

@@ -44,10 +44,9 @@ def run_study(file: Path, output: Path, *, jobs: int = 1, say: Say) -> dict[str,
             failed: all are listed with their reasons, after the tables of the others are written.
     """
     study = load_study(file)
-    # Made once here; the cells' processes find it.
-    for cell in (*tries(study), *cells(study, {}))[:1]:
-        benchmarks(cell)
     attempts = tries(study)
+    # Made once here; the cells' processes find it.
+    benchmarks((*attempts, *cells(study, {}))[0])
     failed = _run(study, file, attempts, output, jobs, say)
     if failed:
         raise UserError(_list(failed, "no value can be chosen before all tries are finished"))
@@ -239,9 +238,11 @@ def _run_process(
     state = read_cell(study, cell, output)
     if state["status"] in ("running", "new"):
         # It could not say so itself.
-        killed = f"killed by signal {-status}, perhaps for lack of memory" if status < 0 else ""
-        mark_failed(folder, killed or f"ended with status {status}; see {folder / 'cell.log'}")
-        return killed or f"ended with status {status}; see {folder / 'cell.log'}"
+        reason = f"ended with status {status}; see {folder / 'cell.log'}"
+        if status < 0:
+            reason = f"killed by signal {-status}, perhaps for lack of memory"
+        mark_failed(folder, reason)
+        return reason
     return str(state["reason"])
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo_bench import __version__
+from cwdpo_bench.cli_options import model_path
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import read_json, write_json
 from cwdpo_bench.study_file import Cell, Study, recipe_of
@@ -47,7 +48,9 @@ def run_cell(study: Study, cell: Cell, output: Path) -> None:
         try:
             _train_and_score(study, cell, folder, record)
         except BaseException as error:
-            stopped = not isinstance(error, Exception) or type(error).__name__ == "Interrupted"
+            from cwdpo_bench.train.interruption import Interrupted
+
+            stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
             record["status"] = "interrupted" if stopped else "failed"
             told = (
                 str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -118,7 +121,7 @@ def _train_and_score(study: Study, cell: Cell, folder: Path, record: dict[str, A
     from cwdpo_bench.train.run import train
     from cwdpo_bench.vlm import load_vlm
 
-    start = _model_path(study)
+    start = model_path(study.model)
     recipe, model, seconds = recipe_of(study, cell), start, record["seconds"]
     if recipe is not None:
         data, probe = _pairs(study)
@@ -196,14 +199,6 @@ def _alone(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise UserError(f"{folder}: another process works on this cell; let it end") from error
         yield
-
-
-def _model_path(study: Study) -> str:
-    if study.model == "demo":
-        from cwdpo_bench.demo import base_path
-
-        return str(base_path())
-    return study.model
 
 
 def _pairs(study: Study) -> tuple[Path, Path | None]:

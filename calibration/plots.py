@@ -52,12 +52,16 @@ def reliability_diagram(bins: ReliabilityBins, title: str = "") -> Figure:
     )
     upper.plot((0, 1), (0, 1), color="black", linestyle="--", linewidth=1)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    # A `$` in a model's name would start TeX and fail to draw.
-    upper.set_title(title.replace("$", r"\$"), fontsize=10)
+    upper.set_title(plain_title(title), fontsize=10)
     upper.legend(loc="upper left", fontsize=8)
     lower.bar(left, bins.counts[filled], width, align="edge", color=_BAR, edgecolor="white")
     lower.set(xlabel="confidence", ylabel="answers")
     return figure
+
+
+def plain_title(text: str) -> str:
+    """`text` as matplotlib shows it: a `$` in a name would start TeX and fail to draw."""
+    return text.replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -6,6 +6,7 @@ number T > 0, fitted on a held-out split by NLL, divides every logit; the rankin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -17,6 +18,15 @@ from cwdpo_bench.calibration._checks import Floats, Integers, labels_of
 
 BOUNDS = (0.01, 100.0)
 """Where no finite T is best (all answers right: the sharper the better) the nearer bound is."""
+
+
+def pad_options(rows: Sequence[ArrayLike]) -> Floats:
+    """[N, K] of log-probabilities of up to K options a row, −inf where a row has fewer."""
+    arrays = [np.asarray(row, dtype=np.float64) for row in rows]
+    padded = np.full((len(arrays), max(map(len, arrays), default=1)), -np.inf)
+    for row, values in zip(padded, arrays, strict=True):
+        row[: len(values)] = values
+    return padded
 
 
 def fit_temperature(log_probabilities: ArrayLike, labels: ArrayLike) -> float:

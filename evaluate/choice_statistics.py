@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.special import logsumexp
 
 from cwdpo_bench.calibration import BINS, bin_statistics, class_statistics, equal_mass_index
+from cwdpo_bench.calibration.temperature import pad_options
 from cwdpo_bench.evaluate.sums import (
     Bools,
     Floats,
@@ -89,11 +90,8 @@ def _options(samples: pd.DataFrame) -> tuple[Bools, Floats, Integers]:
     Renormalised over the options of the row; −inf where a row has fewer than K.
     """
     rows = present(samples, "option_log_probabilities")
-    lists = [np.asarray(x, np.float64) for x in samples["option_log_probabilities"][rows]]
-    padded = np.full((len(lists), max(map(len, lists), default=1)), -np.inf)
-    for row, values in zip(padded, lists, strict=True):
-        row[: len(values)] = values
-    logps = padded - logsumexp(padded, axis=1, keepdims=True) if lists else padded
+    padded = pad_options(list(samples["option_log_probabilities"][rows]))
+    logps = padded - logsumexp(padded, axis=1, keepdims=True) if rows.any() else padded
     gold = np.array([ord(letter) - ord("A") for letter in samples["gold"][rows]], dtype=np.int64)
     return rows, logps, gold
 

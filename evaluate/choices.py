@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cwdpo_bench.calibration import cross_fit_temperature
+from cwdpo_bench.calibration.temperature import pad_options
 from cwdpo_bench.evaluate.answers import (
     is_open_answer,
     parse_mmbench_choice,
@@ -134,10 +135,7 @@ def _held_out_temperatures(
     asked = [place for place, logps in enumerate(log_probabilities) if logps is not None]
     if len({samples[place].cluster for place in asked}) < 2:
         return None
-    lists = [np.asarray(log_probabilities[place], dtype=np.float64) for place in asked]
-    padded = np.full((len(asked), max(map(len, lists))), -np.inf)
-    for row, values in zip(padded, lists, strict=True):
-        row[: len(values)] = values
+    padded = pad_options([logps for logps in log_probabilities if logps is not None])
     golds = [samples[place].letters.index(samples[place].gold) for place in asked]
     found = cross_fit_temperature(padded, golds, [samples[place].cluster for place in asked])
     temperatures: list[float | None] = [None] * len(samples)

@@ -21,6 +21,7 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.captions import missing_spice_jar
 from cwdpo_bench.evaluate.java import find_java
 from cwdpo_bench.evaluate.tasks import TASKS
+from cwdpo_bench.files import existing_parent
 
 LITTLE_SPACE = 20 * 2**30
 """Bytes; a model of seven billion parameters in bfloat16 is 15 GB."""
@@ -135,9 +136,7 @@ def _accelerator() -> Check:
 
 def _cache() -> Check:
     folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    there = folder
-    while not there.exists():
-        there = there.parent
+    there = existing_parent(folder)
     if not os.access(there, os.W_OK):
         return Check("cache", "broken", f"{folder}: cannot be written", "set HF_HOME to a folder")
     free = shutil.disk_usage(there).free

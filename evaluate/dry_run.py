@@ -19,6 +19,7 @@ from cwdpo_bench.evaluate.plan import CaptionJob, Job, plan_tasks
 from cwdpo_bench.evaluate.run import open_engine
 from cwdpo_bench.evaluate.server import Server
 from cwdpo_bench.evaluate.store import kept_timings, reply_to_bytes
+from cwdpo_bench.files import existing_parent
 from cwdpo_bench.vlm import VLM, Prompt, encode_prompt
 
 SAMPLES = 8
@@ -132,10 +133,7 @@ def estimate(engine: Engine, jobs: list[Job], root: Path, output: Path) -> list[
 
 def free_bytes(output: Path) -> int:
     """What is free where the run folder would lie."""
-    there = output.resolve()
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(existing_parent(output)).free
 
 
 def _timed(engine: Engine, job: Job, places: list[int]) -> tuple[float, float]:

@@ -97,23 +97,22 @@ def load_mmbench_test(root: Path) -> list[ChoiceSample]:
     return samples
 
 
-def submit_mmmu(samples: Sequence[ChoiceSample], replies: Sequence[str], _: Path) -> str:
+def submit_mmmu(samples: Sequence[ChoiceSample], rows: pd.DataFrame, _: Path) -> str:
     """MMMU's file: id → letter, or the reply to an open question.
 
     A reply in which no letter is found is an empty answer, which is wrong there.
     """
-    rows = answered_rows(samples, replies, rules="mmmu")
     answers = {
         sample.id: (parsed or "") if sample.question_type == MULTIPLE_CHOICE else reply
-        for sample, reply, parsed in zip(samples, replies, rows["parsed"], strict=True)
+        for sample, reply, parsed in zip(samples, rows["prediction"], rows["parsed"], strict=True)
     }
     return json.dumps(answers, indent=1, ensure_ascii=False) + "\n"
 
 
-def submit_mmbench(samples: Sequence[ChoiceSample], replies: Sequence[str], root: Path) -> str:
+def submit_mmbench(_: Sequence[ChoiceSample], rows: pd.DataFrame, root: Path) -> str:
     """MMBench's table with a column of replies, for the rows that were asked."""
     table = read_table(root / MMBENCH_TSV, hidden=True).drop(columns="image")
-    reply_of = {sample.id: reply for sample, reply in zip(samples, replies, strict=True)}
+    reply_of = dict(zip(rows["id"], rows["prediction"], strict=True))
     asked = table[table["index"].isin(reply_of)]
     text = io.StringIO(newline="")
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
@@ -123,7 +122,7 @@ def submit_mmbench(samples: Sequence[ChoiceSample], replies: Sequence[str], root
     return text.getvalue()
 
 
-Submit = Callable[[Sequence[ChoiceSample], Sequence[str], Path], str]
+Submit = Callable[[Sequence[ChoiceSample], pd.DataFrame, Path], str]
 _FILES: dict[Rules, tuple[str, Submit, str]] = {
     "mmmu": ("mmmu_test.json", submit_mmmu, "https://eval.ai/web/challenges/challenge-page/2179"),
     "mmbench": ("mmbench_test_en_v11.tsv", submit_mmbench, "https://mmbench.opencompass.org.cn"),
@@ -147,10 +146,8 @@ def write_submission(
         root: the data root.
     """
     name, submit, address = _FILES[benchmark]
-    replies = [answer.text for answer in answers]
-    target = output / SUBMISSIONS / name
-    write_text(target, submit(samples, replies, root))
-    rows = answered_rows(samples, replies, rules=benchmark)
+    rows = answered_rows(samples, [answer.text for answer in answers], rules=benchmark)
+    write_text(output / SUBMISSIONS / name, submit(samples, rows, root))
     told = f"answers are hidden; {SUBMISSIONS}/{name} is for {address}"
     return rows, [told]
 

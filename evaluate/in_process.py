@@ -44,6 +44,7 @@ CHUNK_PIXELS = 64_000_000
 """A chunk ends early when its images reach this many pixels (192 MB decoded)."""
 
 Sample = TypeVar("Sample", CaptionSample, ChoiceSample)
+Answer = TypeVar("Answer", CaptionAnswer, ChoiceAnswer)
 _Opened = tuple[int, Sample, Prompt]
 
 
@@ -126,18 +127,16 @@ class InProcessEngine:
             UserError: a log-probability is not a number, or the memory is too small for the batch
                 size.
         """
-        for batch in self._batches(samples):
-            if isinstance(batch, tuple):
-                yield batch
-                continue
-            for opened, reply in self._asked(batch, partial(self._captions, max_new_tokens)):
-                place, sample, prompt = opened
-                scores = reply.scores
-                assert scores is not None
-                for values in (scores.logps, scores.entropies, scores.tv, scores.js):
-                    _refuse_nan(values, self.vlm, sample.id)
-                drawn = self._draw(sample.id, prompt, max_new_tokens)
-                yield place, CaptionAnswer(reply.text, scores, drawn)
+
+        def answer(sample: CaptionSample, prompt: Prompt, reply: Generation) -> CaptionAnswer:
+            scores = reply.scores
+            assert scores is not None
+            for values in (scores.logps, scores.entropies, scores.tv, scores.js):
+                _refuse_nan(values, self.vlm, sample.id)
+            drawn = self._draw(sample.id, prompt, max_new_tokens)
+            return CaptionAnswer(reply.text, scores, drawn)
+
+        return self._answers(samples, partial(self._captions, max_new_tokens), answer)
 
     def _draw(self, name: str, prompt: Prompt, max_new_tokens: int) -> tuple[str, ...]:
         if not self.draws:
@@ -160,14 +159,26 @@ class InProcessEngine:
             UserError: a log-probability is not a number, or the memory is too small for the batch
                 size.
         """
+
+        def answer(sample: ChoiceSample, _: Prompt, reply: Generation) -> ChoiceAnswer:
+            _refuse_nan(reply.option_logps, self.vlm, sample.id)
+            return ChoiceAnswer(reply.text, reply.option_logps)
+
+        return self._answers(samples, partial(self._choices, max_new_tokens), answer)
+
+    def _answers(
+        self,
+        samples: Sequence[Sample],
+        ask: Callable[[list[_Opened[Sample]]], list[Generation]],
+        answer: Callable[[Sample, Prompt, Generation], Answer],
+    ) -> Iterator[tuple[int, Answer | Failure]]:
+        """What every batch is answered, with its places, and what could not be opened."""
         for batch in self._batches(samples):
             if isinstance(batch, tuple):
                 yield batch
                 continue
-            for opened, reply in self._asked(batch, partial(self._choices, max_new_tokens)):
-                place, sample, _ = opened
-                _refuse_nan(reply.option_logps, self.vlm, sample.id)
-                yield place, ChoiceAnswer(reply.text, reply.option_logps)
+            for (place, sample, prompt), reply in self._asked(batch, ask):
+                yield place, answer(sample, prompt, reply)
 
     def _captions(
         self, max_new_tokens: int, batch: Sequence[_Opened[CaptionSample]]

@@ -46,7 +46,7 @@ from cwdpo_bench.evaluate.results import (
 from cwdpo_bench.evaluate.served import ServedEngine
 from cwdpo_bench.evaluate.server import Server
 from cwdpo_bench.evaluate.store import ReplyStore, open_store
-from cwdpo_bench.files import remove_unfinished, write_json
+from cwdpo_bench.files import existing_parent, remove_unfinished, write_json
 from cwdpo_bench.progress import progress_bar
 from cwdpo_bench.vlm import VLM, load_vlm
 
@@ -205,9 +205,7 @@ def _say(display: Progress, lines: Iterable[str]) -> None:
 
 def _refuse_unwritable(output: Path) -> None:
     """Better now than after hours of answers."""
-    folder = output
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing_parent(output)
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file; name another output folder")
     if not os.access(folder, os.W_OK):

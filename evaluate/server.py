@@ -16,12 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cwdpo_bench.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 MAX_REPLY_BYTES = 16_000_000
 """A longer reply is no reply to a question of ours."""

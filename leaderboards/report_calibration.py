@@ -20,6 +20,7 @@ from cwdpo_bench.calibration import (
 )
 from cwdpo_bench.calibration.binned import ReliabilityBins
 from cwdpo_bench.calibration.selective import RiskCoverage
+from cwdpo_bench.calibration.temperature import pad_options
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,11 @@ def option_probabilities(
     """
     rows = samples["option_log_probabilities"].notna().to_numpy()
     found: list[list[float] | None] = [None] * len(samples)
-    lists = [np.asarray(x, np.float64) for x in samples["option_log_probabilities"][rows]]
+    lists = list(samples["option_log_probabilities"][rows])
     if not lists:
         return found
-    padded = np.full((len(lists), max(map(len, lists))), -np.inf)
-    for row, values in zip(padded, lists, strict=True):
-        row[: len(values)] = values
     temperature = samples["temperature"][rows].to_numpy(dtype=np.float64) if scaled else 1.0
-    probabilities = apply_temperature(padded, temperature)
+    probabilities = apply_temperature(pad_options(lists), temperature)
     for place, row, values in zip(np.flatnonzero(rows), probabilities, lists, strict=True):
         found[int(place)] = row[: len(values)].tolist()
     return found

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from cwdpo_bench.calibration.plots import save_figure
+from cwdpo_bench.calibration.plots import plain_title, save_figure
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_json
 from cwdpo_bench.train.data import read_pairs
@@ -118,5 +118,5 @@ def _plot(record: dict[str, Any], path: Path) -> None:
     axes.legend()
     verdict = record["verdict"]
     title = "no base to compare with" if verdict is None else verdict["sentence"]
-    axes.set_title(title.replace("$", r"\$"), fontsize=9, wrap=True)
+    axes.set_title(plain_title(title), fontsize=9, wrap=True)
     save_figure(figure, path)

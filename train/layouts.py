@@ -12,10 +12,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from cwdpo_bench.evaluate.coco import caption_prompt
+
 Row = dict[str, Any]
 
-CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
-"""For sets of captions that bring no prompt: lmms-eval's for COCO."""
 _IMAGE_TOKEN = "<image>"
 
 
@@ -33,7 +33,7 @@ def as_pair_row(row: Row) -> tuple[str, Row]:
         row = _renamed(row, img_path="image")
     if {"caption", "negative_caption"} <= row.keys():
         own = _renamed(row, caption="chosen", negative_caption="rejected", filename="image")
-        return "sugarcrepe", {"prompt": CAPTION_PROMPT, **own}
+        return "sugarcrepe", {"prompt": caption_prompt(), **own}
     if {"conversations", "rejected_conversations"} <= row.keys():
         return "povid", _from_conversations(row)
     if {"prompt", "completions"} <= row.keys():

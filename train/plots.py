@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cwdpo_bench.calibration.plots import save_figure
+from cwdpo_bench.calibration.plots import plain_title, save_figure
 
 PANELS = {
     "log p a token": ["chosen_mean_logp", "rejected_mean_logp", "argmax_mean_logp"],
@@ -53,8 +53,7 @@ def plot_dynamics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axes.legend(fontsize="x-small")
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    # A `$` in a name would start TeX and fail to draw.
-    figure.suptitle(title.replace("$", r"\$"), wrap=True)
+    figure.suptitle(plain_title(title), wrap=True)
     save_figure(figure, path)
 
 
@@ -69,5 +68,5 @@ def plot_influence(entries: list[dict[str, Any]], path: Path, title: str) -> Non
     axes.plot((-bound, bound), (-bound, bound), color="black", linestyle="--", linewidth=1)
     axes.set(xlabel="predicted Δℓ̄", ylabel="realised Δℓ̄")
     axes.legend(fontsize="small")
-    axes.set_title(title.replace("$", r"\$"), fontsize=10)
+    axes.set_title(plain_title(title), fontsize=10)
     save_figure(figure, path)

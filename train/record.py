@@ -9,7 +9,7 @@ from typing import Any
 
 from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.files import read_json
+from cwdpo_bench.files import read_json, remove_unfinished
 from cwdpo_bench.train.data import PreferenceData, fingerprint
 from cwdpo_bench.train.recipe import Recipe
 
@@ -56,9 +56,7 @@ def take_up(output: Path, recipe: Recipe, record: dict[str, Any], resume: bool) 
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; name a folder with --output")
-    for leftover in output.glob("**/.*.tmp"):
-        # A write that was cut off; what it was to replace is whole.
-        leftover.unlink()
+    remove_unfinished(*output.glob("**"))
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if names <= {"recipe.yaml"}:
         return record

@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from cwdpo_bench.vlm.batch import EncodedPrompt, merge_prompts
-from cwdpo_bench.vlm.model import VLM, evaluating
+from cwdpo_bench.vlm.model import VLM, cache_name, evaluating
 from cwdpo_bench.vlm.vision import forward_inputs
 
 
@@ -161,8 +161,7 @@ def greedy(vlm: VLM, prompt_inputs: dict[str, torch.Tensor], max_new_tokens: int
     assert first.logps is not None
     # The last token was chosen and never read.
     cached = output.sequences.shape[1] - 1
-    cache = output["cache"] if "cache" in output else output["past_key_values"]
-    return Greedy(_until_end(new, vlm), first.logps, cache, cached)
+    return Greedy(_until_end(new, vlm), first.logps, output[cache_name(output)], cached)
 
 
 def _until_end(rows: list[list[int]], vlm: VLM) -> list[list[int]]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from cwdpo_bench.vlm.model import cache_name
+
 Forward = Callable[..., torch.Tensor]
 
 
@@ -70,9 +72,7 @@ def _on_tail(
         return whole(hidden, **given)
     cos, sin = given.pop("position_embeddings")
     mask = given.pop("attention_mask")
-    # The cache's name changed within transformers 5; the model passes the one that it has.
-    name = "cache" if "cache" in given else "past_key_values"
-    given[name] = _PromptKeys()
+    given[cache_name(given)] = _PromptKeys()
     with suppress(_Recorded):
         layer.self_attn(
             hidden_states=layer.input_layernorm(hidden[:, :before]),

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cwdpo_bench.vlm.batch import Batch
 from cwdpo_bench.vlm.last_layer import last_layer_on_tail
+from cwdpo_bench.vlm.model import cache_name
 from cwdpo_bench.vlm.packing import branch_mask
 from cwdpo_bench.vlm.vision import forward_inputs
 
@@ -160,13 +161,14 @@ def completion_hidden(model: Any, batch: Batch, cache: Any = None) -> torch.Tens
         dtype = inner.get_input_embeddings().weight.dtype
         tail = len(batch.tail)
         if cache is not None:
+            name = cache_name(inspect.signature(inner.get_decoder().forward).parameters)
             with _head_bypassed(inner):
                 read = model(
                     input_ids=batch.inputs["input_ids"][:, -tail:],
                     position_ids=batch.inputs["position_ids"][..., -tail:],
                     attention_mask=branch_mask(batch.segments, dtype, tail),
                     use_cache=True,
-                    **{_cache_name(inner): cache},
+                    **{name: cache},
                 ).logits
             after: torch.Tensor = read.flatten(0, 1)[batch.columns]
             return after
@@ -179,12 +181,6 @@ def completion_hidden(model: Any, batch: Batch, cache: Any = None) -> torch.Tens
         # One column more: the last prompt token predicts the first completion token.
         hidden: torch.Tensor = model(**inputs, logits_to_keep=length + 1, use_cache=False).logits
     return hidden[:, -(length + 1) : -1]
-
-
-def _cache_name(model: Any) -> str:
-    """Transformers renames what its models call their kept keys and values."""
-    known = inspect.signature(model.get_decoder().forward).parameters
-    return "cache" if "cache" in known else "past_key_values"
 
 
 def completion_statistics(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,15 @@ class VLM:
         """Where the model's first parameter lies."""
         device: torch.device = next(self.model.parameters()).device
         return device
+
+
+def cache_name(known: Container[str]) -> str:
+    """What transformers calls kept keys and values: the name changed within its version 5.
+
+    Args:
+        known: the names of a function's parameters, of its arguments, or of an output's fields.
+    """
+    return "cache" if "cache" in known else "past_key_values"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from cwdpo_bench.calibration.plots import save_figure
+from cwdpo_bench.calibration.plots import plain_title, save_figure
 from cwdpo_bench.files import write_json
 from cwdpo_bench.train.cooling import resolve_cooling
 from cwdpo_bench.train.data import Pair, read_pairs
@@ -136,7 +136,8 @@ def easiness(scores: Scores, pairs: Sequence[Pair], cooling: Cooling | None = No
     margins = scores.chosen - scores.rejected
     parameters = resolve_cooling(cooling or Cooling(), scores.rejected)
     easy, inverted = (float(s.double().mean()) for s in (margins > EASY_MARGIN, margins < 0))
-    alike = sum(map(_alike, pairs)) / len(pairs)
+    edits = [edit_size(pair.chosen, pair.rejected or "") for pair in pairs]
+    alike = sum(map(_alike, pairs, edits)) / len(pairs)
     return Easiness(
         pairs=len(pairs),
         chosen=float(scores.chosen.mean()),
@@ -144,7 +145,7 @@ def easiness(scores: Scores, pairs: Sequence[Pair], cooling: Cooling | None = No
         margin_quantiles={f"{q:g}": float(margins.quantile(q)) for q in QUANTILES},
         easy=easy,
         inverted=inverted,
-        edit=sum(_edit(pair) for pair in pairs) / len(pairs),
+        edit=sum(edits) / len(pairs),
         alike=alike,
         floor=parameters.floor,
         tau=parameters.tau,
@@ -154,13 +155,9 @@ def easiness(scores: Scores, pairs: Sequence[Pair], cooling: Cooling | None = No
     )
 
 
-def _edit(pair: Pair) -> int:
-    return edit_size(pair.chosen, pair.rejected or "")
-
-
-def _alike(pair: Pair) -> bool:
+def _alike(pair: Pair, edit: int) -> bool:
     words = max(len(pair.chosen.split()), len((pair.rejected or "").split()))
-    return _edit(pair) <= ALIKE * words
+    return edit <= ALIKE * words
 
 
 def _verdict(easy: float, inverted: float, alike: float) -> str:
@@ -220,6 +217,5 @@ def plot_easiness(scores: Scores, found: Easiness, title: str) -> Figure:
     margin.axvline(0, color="black", linewidth=1)
     margin.set(xlabel="chosen minus rejected (nats a token)", ylabel="pairs")
     margin.legend()
-    # A `$` in a file's name would start TeX and fail to draw.
-    figure.suptitle(title.replace("$", r"\$"), fontsize=10)
+    figure.suptitle(plain_title(title), fontsize=10)
     return figure

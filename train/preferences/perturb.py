@@ -224,11 +224,11 @@ def _objects_swapped(caption: str) -> Iterator[Change]:
 
 
 def _attributes_swapped(caption: str) -> Iterator[Change]:
+    none_of_its_own = _LINKS.union(_forms("attributes")[1])
     for one, other in combinations(_attributes(caption), 2):
         # Each belongs to a thing of its own; in "red, white and blue" they do not.
-        attributes = {entry for _, entry, _ in _forms("attributes")[1].values()}
         between = _WORD.findall(caption[one.end : other.start].lower())
-        if one.group == other.group and not (_LINKS | attributes).issuperset(between):
+        if one.group == other.group and not none_of_its_own.issuperset(between):
             yield from _swapped(caption, one, other, "swap_att")
 
 
