@@ -24,8 +24,15 @@ import typer.core
 from cwdpo_bench import __version__, cli_negatives
 from cwdpo_bench.cli_options import (
     MODEL_HELP,
+    BaseUrlOption,
+    ConcurrencyOption,
     JsonOption,
+    KeyVariableOption,
+    MaxRequestsOption,
+    MaxTotalTokensOption,
     ModelOption,
+    RetriesOption,
+    TimeoutOption,
     load_model,
     model_path,
     whole_number,
@@ -240,23 +247,13 @@ def run(
         Literal["hf", "openai"],
         typer.Option(help="Load the model here, or ask an OpenAI-compatible server for it."),
     ] = "hf",
-    base_url: Annotated[
-        str | None, typer.Option(help="openai: the server, http://…/v1; --model is its name there.")
-    ] = None,
-    key_variable: Annotated[
-        str, typer.Option(help="openai: the environment variable that holds the key.")
-    ] = "OPENAI_API_KEY",
-    concurrency: Annotated[int, typer.Option(help="openai: requests at a time.")] = 8,
-    timeout: Annotated[float, typer.Option(help="openai: seconds for a request.")] = 120,
-    retries: Annotated[
-        int, typer.Option(help="openai: repetitions of a request that failed (429, 5xx, …).")
-    ] = 5,
-    max_requests: Annotated[
-        int | None, typer.Option(help="openai: stop before more requests than that.")
-    ] = None,
-    max_total_tokens: Annotated[
-        int | None, typer.Option(help="openai: stop after so many tokens, prompts included.")
-    ] = None,
+    base_url: BaseUrlOption = None,
+    key_variable: KeyVariableOption = "OPENAI_API_KEY",
+    concurrency: ConcurrencyOption = 8,
+    timeout: TimeoutOption = 120,
+    retries: RetriesOption = 5,
+    max_requests: MaxRequestsOption = None,
+    max_total_tokens: MaxTotalTokensOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a checkpoint on the benchmarks, with calibration.

@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cwdpo_bench.cli_options import JsonOption, ModelOption, load_model
+from cwdpo_bench.cli_options import (
+    BaseUrlOption,
+    ConcurrencyOption,
+    JsonOption,
+    KeyVariableOption,
+    MaxRequestsOption,
+    MaxTotalTokensOption,
+    ModelOption,
+    RetriesOption,
+    TimeoutOption,
+    load_model,
+)
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.quiet import quiet_libraries
 
@@ -43,14 +54,69 @@ def perturb(
         ),
     ] = None,
     seed: SeedOption = 0,
+    engine: Annotated[
+        Literal["rules", "openai"],
+        typer.Option(help="By rule, or a language model behind an OpenAI-compatible server."),
+    ] = "rules",
+    base_url: BaseUrlOption = None,
+    model: Annotated[str | None, typer.Option(help="openai: its name at the server.")] = None,
+    tries: Annotated[int, typer.Option(help="openai: replies to a caption looked at.")] = 3,
+    verify: Annotated[
+        bool, typer.Option(help="openai: ask whether both captions mean the same.")
+    ] = True,
+    temperature: Annotated[float, typer.Option(help="openai: divides the logits.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(help="openai: of a reply.", min=1)] = 512,
+    key_variable: KeyVariableOption = "OPENAI_API_KEY",
+    concurrency: ConcurrencyOption = 8,
+    timeout: TimeoutOption = 120,
+    retries: RetriesOption = 5,
+    max_requests: MaxRequestsOption = None,
+    max_total_tokens: MaxTotalTokensOption = None,
+    prices: Annotated[
+        str | None,
+        typer.Option(help="openai: PROMPT,COMPLETION for a million tokens, to count the cost."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change one thing in every chosen caption, by rule; needs no model."""
-    from cwdpo_bench.train.preferences.files import perturb_file
+    """Change one thing in every chosen caption: by rule, or written by a language model.
+
+    With openai the same command goes on where an earlier one stopped.
+    """
     from cwdpo_bench.train.preferences.perturb import KINDS
 
     shares = dict.fromkeys(KINDS, 1.0) if kinds is None else dict(_shares(kinds, "--kinds"))
-    _tell(perturb_file(data, output, shares, seed=seed), output, as_json)
+    if engine == "rules":
+        if base_url is not None or model is not None:
+            raise UserError("--base-url and --model go with --engine openai")
+        from cwdpo_bench.train.preferences.files import perturb_file
+
+        _tell(perturb_file(data, output, shares, seed=seed), output, as_json)
+        return
+    if base_url is None or model is None:
+        raise UserError("--engine openai: name --base-url http://…/v1 and --model")
+    quiet_libraries()
+    from cwdpo_bench.evaluate.server import Server
+    from cwdpo_bench.progress import progress_bar
+    from cwdpo_bench.train.preferences.rewrite import rewrite_file
+    from cwdpo_bench.train.preferences.writer import Writing
+
+    server = Server(
+        base_url, key_variable, concurrency, timeout, retries, max_requests, max_total_tokens
+    )
+    writing = Writing(model, tries, verify, temperature, max_new_tokens)
+    with progress_bar() as display:
+        bar = display.add_task("captions", total=None, note="")
+        record = rewrite_file(
+            data,
+            output,
+            shares,
+            server,
+            writing,
+            seed=seed,
+            prices=None if prices is None else _prices(prices),
+            progress=lambda total: display.update(bar, total=total, advance=1),
+        )
+    _tell(record, output, as_json)
 
 
 @app.command()
@@ -163,14 +229,26 @@ def _shares(text: str, option: str) -> list[tuple[str, float]]:
     return shares
 
 
+def _prices(text: str) -> tuple[float, float]:
+    try:
+        prompt, completion = map(float, text.split(","))
+        if not (0 <= prompt < float("inf") and 0 <= completion < float("inf")):
+            raise ValueError
+    except ValueError as error:
+        raise UserError(f"--prices: {text!r} is not two prices, as in 2.5,10") from error
+    return prompt, completion
+
+
 def _tell(record: dict[str, Any], output: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(record, indent=2))
         return
     print(f"{output}: {record['written']} of {record['rows']} rows")
-    for title in ("kinds", "edit_size", "from"):
-        if title in record:
+    for title in ("kinds", "edit_size", "from", "refused", "usage", "usage_in_all"):
+        if record.get(title):
             told = ", ".join(f"{name}: {count}" for name, count in record[title].items())
             print(f"{title.replace('_', ' ')}: {told}")
+    for failure in record.get("failures", ()):
+        print(f"cwdpo-bench: no reply: {failure}", file=sys.stderr)
     for reason, count in record.get("dropped", {}).items():
         print(f"cwdpo-bench: dropped: {count}: {reason}", file=sys.stderr)

@@ -13,6 +13,23 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "Hub id, local folder, adapter folder, or `demo`, the bundled model."
 ModelOption = Annotated[str, typer.Option(help=MODEL_HELP)]
+BaseUrlOption = Annotated[
+    str | None, typer.Option(help="openai: the server, http://…/v1; --model is its name there.")
+]
+KeyVariableOption = Annotated[
+    str, typer.Option(help="openai: the environment variable that holds the key.")
+]
+ConcurrencyOption = Annotated[int, typer.Option(help="openai: requests at a time.")]
+TimeoutOption = Annotated[float, typer.Option(help="openai: seconds for a request.")]
+RetriesOption = Annotated[
+    int, typer.Option(help="openai: repetitions of a request that failed (429, 5xx, …).")
+]
+MaxRequestsOption = Annotated[
+    int | None, typer.Option(help="openai: stop before more requests than that.")
+]
+MaxTotalTokensOption = Annotated[
+    int | None, typer.Option(help="openai: stop after so many tokens, prompts included.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 

@@ -17,11 +17,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -31,7 +29,7 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.engine import CaptionAnswer, ChoiceAnswer, Failure
 from cwdpo_bench.evaluate.images import open_images
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
-from cwdpo_bench.evaluate.server import Client, RequestFailed, Server
+from cwdpo_bench.evaluate.server import Client, RequestFailed, Server, concurrently
 
 Scores = Literal["prompt", "first-token", "none"]
 TOPS = (20, 5)
@@ -148,29 +146,16 @@ class ServedEngine:
         self, samples: Sequence[Sample], answer: Callable[[Sample], Answer]
     ) -> Iterator[tuple[int, Answer | Failure]]:
         """Replies as they come, `concurrency` samples under way at a time."""
-        places, turn = iter(range(len(samples))), threading.Lock()
-        replies: SimpleQueue[tuple[int, Answer | Failure | BaseException]] = SimpleQueue()
-        stopped = threading.Event()
 
-        def work() -> None:
-            while not stopped.is_set():
-                with turn:
-                    place = next(places, None)
-                if place is None:
-                    return
-                replies.put((place, _outcome(answer, samples[place])))
+        def outcome(sample: Sample) -> Answer | Failure:
+            try:
+                return answer(sample)
+            except _BrokenSample as error:
+                return Failure(str(error))
+            except RequestFailed as error:
+                return Failure(f"sample {sample.id}: {error}")
 
-        # Daemons: who interrupts a run does not wait for requests that are under way.
-        for _ in range(min(self._server.concurrency, len(samples))):
-            threading.Thread(target=work, daemon=True).start()
-        try:
-            for _ in samples:
-                place, outcome = replies.get()
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                yield place, outcome
-        finally:
-            stopped.set()
+        return concurrently(outcome, samples, self._server.concurrency)
 
     # --- requests --------------------------------------------------------------------------------
 
@@ -239,20 +224,6 @@ class ServedEngine:
 
 class _BrokenSample(Exception):
     """A sample whose images cannot be sent."""
-
-
-def _outcome(
-    answer: Callable[[Sample], Answer], sample: Sample
-) -> Answer | Failure | BaseException:
-    """The answer, or why there is none, or what ends the run."""
-    try:
-        return answer(sample)
-    except _BrokenSample as error:
-        return Failure(str(error))
-    except RequestFailed as error:
-        return Failure(f"sample {sample.id}: {error}")
-    except BaseException as error:
-        return error
 
 
 def data_url(image: Image.Image) -> str:

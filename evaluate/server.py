@@ -3,7 +3,8 @@
 A request that may succeed later (no connection, too slow, cut off, not JSON, 408, 429, 5xx) is sent
 again after a wait that doubles, or that the server names in `Retry-After`. What no repetition mends
 ends the run (no such server or model, a refused key, a budget used up) or the sample alone (too
-long an input). Neither the address nor the key stands in any message.
+long an input). Neither the address nor the key stands in any message. `concurrently` keeps several
+requests under way.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
 from cwdpo_bench.errors import UserError
 
@@ -72,15 +74,38 @@ class Server:
             raise UserError(f"--timeout: must be more than 0 seconds, not {self.timeout:g}")
 
 
+class Usage(NamedTuple):
+    """What a server was asked and has counted; tokens are 0 where it does not count them."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
 class RequestFailed(Exception):
-    """This request will not be answered; others may. The text is one line."""
+    """This request will not be answered; others may. The text is one line.
+
+    Attributes:
+        status: with which the server refused it; None where it did not say anything.
+    """
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        """Take the reason and the status."""
+        super().__init__(reason)
+        self.status = status
 
 
 class _TryAgain(Exception):
-    def __init__(self, reason: str, wait: float | None = None, *, unreached: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        wait: float | None = None,
+        *,
+        status: int | None = None,
+        unreached: bool = False,
+    ) -> None:
         super().__init__(reason)
-        self.wait = wait
-        self.unreached = unreached
+        self.wait, self.status, self.unreached = wait, status, unreached
 
 
 class Client:
@@ -104,11 +129,18 @@ class Client:
         self._lock = threading.Lock()
         self._requests = 0
         self._tokens = 0
+        self._usage = Usage()
         self._key = os.environ.get(server.key_variable, "").strip()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=server.concurrency)
         self._http = httpx.Client(headers=headers, timeout=server.timeout, limits=limits)
         self._url = server.base_url.rstrip("/") + "/chat/completions"
+
+    @property
+    def usage(self) -> Usage:
+        """Of all requests so far, repetitions included."""
+        with self._lock:
+            return self._usage._replace(requests=self._requests)
 
     def close(self) -> None:
         """Give the connections back; requests under way end with an error."""
@@ -134,7 +166,7 @@ class Client:
                             f"the server of --base-url is not there: {reason}; start it, or mend "
                             "the address"
                         ) from error
-                    raise RequestFailed(reason) from error
+                    raise RequestFailed(reason, error.status) from error
                 doubled = _FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.5, 1)
                 self._sleep(min(LONGEST_WAIT, doubled if error.wait is None else error.wait))
         raise AssertionError("unreachable")
@@ -171,11 +203,10 @@ class Client:
         if status != 200:
             raise self._refusal(status, headers, content)
         reply = _parsed(content)
-        usage = reply.get("usage")
-        tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-        if isinstance(tokens, int):
-            with self._lock:
-                self._tokens += tokens
+        total, counted = _counted(reply.get("usage"))
+        with self._lock:
+            self._tokens += total
+            self._usage = Usage(*map(sum, zip(self._usage, counted, strict=True)))
         return reply
 
     def _send(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
@@ -197,12 +228,12 @@ class Client:
         words = self._words(content)
         told = f"the server answered {status}" + (f": {words}" if words else "")
         if status in _MAY_PASS or status >= 500:
-            return _TryAgain(told, _seconds(headers.get("retry-after")))
+            return _TryAgain(told, _seconds(headers.get("retry-after")), status=status)
         if status in (401, 403):
             return UserError(f"{told}; set the key in ${self._server.key_variable}")
         if status == 404:
             return UserError(f"{told}; mend --base-url (it ends with /v1) or --model")
-        return RequestFailed(told)
+        return RequestFailed(told, status)
 
     def _words(self, content: bytes) -> str:
         """What the server says was wrong, in one short line without address and key."""
@@ -224,6 +255,16 @@ class Client:
         return words if len(words) <= _SHOWN else words[:_SHOWN] + " …"
 
 
+def _counted(usage: object) -> tuple[int, Usage]:
+    """All tokens of a reply, and those of prompt and completion, as far as the server tells."""
+    told = usage if isinstance(usage, dict) else {}
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    prompt, completion, total = (
+        number if isinstance(number := told.get(name), int) else 0 for name in names
+    )
+    return total or prompt + completion, Usage(0, prompt, completion)
+
+
 def _seconds(header: str | None) -> float | None:
     """Of `Retry-After`; its other form, a date, is left to our own wait."""
     try:
@@ -242,3 +283,57 @@ def _parsed(content: bytes) -> dict[str, Any]:
         raise _TryAgain("the reply is no chat completion")
     parsed: dict[str, Any] = reply
     return parsed
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def concurrently(
+    work: Callable[[Item], Result], items: Sequence[Item], limit: int
+) -> Iterator[tuple[int, Result]]:
+    """What `work` makes of each item, with the item's place, as it comes.
+
+    Args:
+        work: called in threads.
+        items: in the order in which they are begun.
+        limit: under way at a time.
+
+    Raises:
+        Exception: the first that `work` raised. No item is begun after it, and those that were
+            under way have been given out before.
+    """
+    places, turn, stopped = iter(range(len(items))), threading.Lock(), threading.Event()
+    done: SimpleQueue[tuple[int, Result] | BaseException | None] = SimpleQueue()
+
+    def worker() -> None:
+        while not stopped.is_set():
+            with turn:
+                place = next(places, None)
+            if place is None:
+                break
+            try:
+                done.put((place, work(items[place])))
+            except BaseException as error:
+                stopped.set()
+                done.put(error)
+        done.put(None)
+
+    # Daemons: who interrupts a run does not wait for requests that are under way.
+    alive = min(limit, len(items))
+    for _ in range(alive):
+        threading.Thread(target=worker, daemon=True).start()
+    first: BaseException | None = None
+    try:
+        while alive:
+            got = done.get()
+            if got is None:
+                alive -= 1
+            elif isinstance(got, BaseException):
+                first = first or got
+            else:
+                yield got
+    finally:
+        stopped.set()
+    if first is not None:
+        raise first

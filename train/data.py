@@ -98,12 +98,14 @@ class PreferenceData:
         dropped: reason and number of the bad rows that were skipped.
         fingerprint: SHA-256 of the file's bytes.
         layouts: what the rows were taken for, and how many.
+        rows: on request the rows that the pairs were made of, their fields by our names.
     """
 
     pairs: list[Pair]
     dropped: dict[str, int]
     fingerprint: str
     layouts: dict[str, int]
+    rows: list[dict[str, Any]]
 
 
 _IMAGE_FIELDS = {"images", "image", "rejected_images"}
@@ -123,6 +125,7 @@ def read_pairs(
     on_bad_row: Literal["stop", "skip"] = "stop",
     need_rejected: bool = True,
     with_images: bool = True,
+    keep_rows: bool = False,
 ) -> PreferenceData:
     """Read and check a preference file without decoding its images.
 
@@ -131,6 +134,7 @@ def read_pairs(
         on_bad_row: stop at the first bad row, or skip and count it by reason.
         need_rejected: whether rows without a rejected answer are bad.
         with_images: whether the images are wanted; without, they need not be there.
+        keep_rows: whether the rows are wanted beside the pairs.
 
     Raises:
         UserError: the file is missing or unreadable, a row is bad (line, field, reason), two rows
@@ -139,6 +143,7 @@ def read_pairs(
     if not path.exists():
         raise UserError(f"{path}: no such preference data")
     pairs: list[Pair] = []
+    kept_rows: list[dict[str, Any]] = []
     dropped: dict[str, int] = {}
     seen: dict[str, str] = {}
     layouts: Counter[str] = Counter()
@@ -150,9 +155,8 @@ def read_pairs(
                 layout, row = as_pair_row(row)
             except UnknownLayout as error:
                 raise _BadRow("bad layout", str(error)) from error
-            if not with_images:
-                row = {key: row[key] for key in row.keys() - _IMAGE_FIELDS}
-            pair = _pair(row, where, path, need_rejected)
+            wanted = row.keys() - (set() if with_images else _IMAGE_FIELDS)
+            pair = _pair({key: row[key] for key in wanted}, where, path, need_rejected)
             if pair.id in seen:
                 raise _BadRow("doubled id", f"field id: {pair.id!r} stands at {seen[pair.id]} too")
         except _BadRow as bad:
@@ -165,9 +169,11 @@ def read_pairs(
         seen[pair.id] = where
         layouts[layout] += 1
         pairs.append(pair)
+        if keep_rows:
+            kept_rows.append(row)
     if not pairs:
         raise UserError(f"{path}: no usable row{f' (dropped: {dropped})' if dropped else ''}")
-    return PreferenceData(pairs, dropped, fingerprint(path), dict(layouts))
+    return PreferenceData(pairs, dropped, fingerprint(path), dict(layouts), kept_rows)
 
 
 def fingerprint(path: Path) -> str:

@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.evaluate.server import MAX_REPLY_BYTES, Client, RequestFailed, Server
+from cwdpo_bench.evaluate.server import (
+    MAX_REPLY_BYTES,
+    Client,
+    RequestFailed,
+    Server,
+    Usage,
+    concurrently,
+)
 
 pytest.importorskip("httpx")
 
@@ -256,3 +263,39 @@ def test_the_budget_of_tokens_is_what_the_server_counted() -> None:
 def test_a_setting_that_cannot_work_is_named(setting: dict[str, Any], option: str) -> None:
     with pytest.raises(UserError, match=option):
         Server(**{"base_url": "http://x/v1", **setting})
+
+
+def test_what_is_under_way_comes_out_before_the_error() -> None:
+    begun: list[int] = []
+    all_begun = threading.Barrier(3)
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item < 3:
+            all_begun.wait(10)
+        if item == 1:
+            raise UserError("no more")
+        time.sleep(0.1)
+        return item * 10
+
+    got: list[tuple[int, int]] = []
+    results = concurrently(work, range(50), 3)
+    with pytest.raises(UserError, match="no more"):
+        got.extend(results)
+    assert sorted(begun) == [0, 1, 2]
+    assert sorted(got) == [(0, 0), (2, 20)]
+
+
+def test_usage_is_what_the_server_counted_and_every_request() -> None:
+    def counts(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        send(handler, 200, completion("x", usage={"prompt_tokens": 7, "completion_tokens": 2}))
+
+    with serving(status(500), counts, well, counts, max_total_tokens=28) as (server, _):
+        client = Client(server, sleep=lambda seconds: None)
+        for _ in range(3):
+            client.chat({})
+        assert client.usage == Usage(requests=4, prompt_tokens=14, completion_tokens=4)
+        # 9 + 10 + 9: where the server adds nothing up, its two parts count.
+        with pytest.raises(UserError, match="budget of 28 tokens"):
+            client.chat({})
+        client.close()

@@ -18,8 +18,7 @@ import numpy as np
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_text
-from cwdpo_bench.train.data import read_pairs, rows_of
-from cwdpo_bench.train.layouts import as_pair_row
+from cwdpo_bench.train.data import Pair, read_pairs
 from cwdpo_bench.train.negatives import Kept, filter_pairs, judge_sampled, sample_answers
 from cwdpo_bench.train.preferences.perturb import edit_size, perturb
 from cwdpo_bench.train.rewards import RewardFunction, build_reward
@@ -49,17 +48,17 @@ def perturb_file(
         UserError: bad data, unknown kinds, no row can be changed, or the images would lie outside
             the output's folder.
     """
-    pairs = read_pairs(data, need_rejected=False, with_images=False).pairs
+    pairs, rows = read_rows(data, need_rejected=False, with_images=False)
     changes, dropped = perturb([pair.chosen for pair in pairs], shares, seed=seed)
     written, sizes, kinds = [], Counter[int](), Counter[str]()
-    for pair, row, change in zip(pairs, _raw(data), changes, strict=True):
+    for pair, row, change in zip(pairs, rows, changes, strict=True):
         if change is None:
             continue
         negative = {"source": "perturb", "kind": change.kind, "edit": change.edit}
-        written.append(_with_rejected(row, pair.id, change.text, negative))
+        written.append(with_rejected(row, pair.id, change.text, negative))
         sizes[edit_size(pair.chosen, change.text)] += 1
         kinds[change.kind] += 1
-    _write(written, data, output)
+    write_rows(written, data, output)
     return {
         "rows": len(pairs),
         "written": len(written),
@@ -82,17 +81,17 @@ def sample_file(
     Raises:
         UserError: as `perturb_file`.
     """
-    pairs = read_pairs(data, need_rejected=False).pairs
+    pairs, rows = read_rows(data, need_rejected=False)
     reward: RewardFunction = build_reward([CiderDTerm(kind="cider-d")], pairs)
     answers = sample_answers(vlm, pairs, sampling, seed=seed)
     reasons = judge_sampled(pairs, answers, reward)
     negative = {"source": "sample", "model": vlm.name, "temperature": sampling.temperature}
     written = [
-        _with_rejected(row, pair.id, answer.text, negative)
-        for pair, row, answer, reason in zip(pairs, _raw(data), answers, reasons, strict=True)
+        with_rejected(row, pair.id, answer.text, negative)
+        for pair, row, answer, reason in zip(pairs, rows, answers, reasons, strict=True)
         if reason is None
     ]
-    _write(written, data, output)
+    write_rows(written, data, output)
     dropped = Counter(reason for reason in reasons if reason is not None)
     return {"rows": len(pairs), "written": len(written), "dropped": dict(dropped)}
 
@@ -122,11 +121,10 @@ def filter_file(
     Raises:
         UserError: bad data, or no row is left.
     """
-    pairs = read_pairs(data, with_images=with_images).pairs
+    pairs, rows = read_rows(data, with_images=with_images)
     confidence = reference_scores(vlm, pairs, batch_size, ("rejected",))["rejected"].mean_logp
     kept: Kept = filter_pairs(pairs, confidence, rule)
-    rows = _raw(data)
-    _write([rows[place] for place in kept.places], data, output)
+    write_rows([rows[place] for place in kept.places], data, output)
     return {
         "rows": len(pairs),
         "written": len(kept.places),
@@ -157,14 +155,14 @@ def mix_files(
     """
     if not all(0 < share < float("inf") for _, share in parts):
         raise UserError("mix: every file needs a share above 0, as in negatives.jsonl=0.3")
-    files = [read_pairs(path, with_images=False).pairs for path, _ in parts]
-    answers = [{(pair.id, pair.chosen): pair.rejected for pair in pairs} for pairs in files]
+    files = [read_rows(path, with_images=False) for path, _ in parts]
+    answers = [{(pair.id, pair.chosen): pair.rejected for pair in pairs} for pairs, _ in files]
     for (path, _), found in zip(parts, answers, strict=True):
         if not found.keys() & answers[0].keys():
             raise UserError(f"{path}: no row with id and chosen of a row in {parts[0][0]}")
     taken = Counter[str]()
     written = []
-    for pair, row in zip(files[0], _raw(parts[0][0]), strict=True):
+    for pair, row in zip(*files[0], strict=True):
         key = (pair.id, pair.chosen)
         there = [place for place, found in enumerate(answers) if key in found]
         rng = random.Random(f"{seed} {pair.id}")
@@ -175,27 +173,45 @@ def mix_files(
         assert rejected is not None
         mixed = {"source": "mix", "file": source.name}
         negative = row.get("negative", mixed) if place == 0 else mixed
-        written.append(_with_rejected(row, pair.id, rejected, negative))
-    _write(written, parts[0][0], output)
-    return {"rows": len(files[0]), "written": len(written), "from": dict(taken)}
+        written.append(with_rejected(row, pair.id, rejected, negative))
+    write_rows(written, parts[0][0], output)
+    return {"rows": len(files[0][0]), "written": len(written), "from": dict(taken)}
 
 
-def _raw(data: Path) -> list[Row]:
-    """The rows as they stand, after `read_pairs` has found them all good."""
-    return [as_pair_row(row)[1] for _, row in rows_of(data) if isinstance(row, dict)]
+def read_rows(
+    data: Path, *, need_rejected: bool = True, with_images: bool = True
+) -> tuple[list[Pair], list[Row]]:
+    """Pairs and the rows that they were made of; arguments and errors are those of `read_pairs`."""
+    found = read_pairs(data, need_rejected=need_rejected, with_images=with_images, keep_rows=True)
+    return found.pairs, found.rows
 
 
-def _with_rejected(row: Row, identity: str, rejected: str, negative: Mapping[str, Any]) -> Row:
+def with_rejected(row: Row, identity: str, rejected: str, negative: Mapping[str, Any]) -> Row:
+    """The row with another rejected answer, and how it was made under `negative`."""
     # What belonged to the old rejected answer goes with it.
     kept = {k: v for k, v in row.items() if k not in ("rejected_images", "corrected")}
     return {**kept, "id": identity, "rejected": rejected, "negative": dict(negative)}
 
 
-def _write(rows: Sequence[Row], data: Path, output: Path) -> None:
-    if not rows:
-        raise UserError(f"{data}: no row is left to write")
+def check_output(output: Path) -> None:
+    """Refuse a name that is not of JSON lines.
+
+    Raises:
+        UserError: it is not.
+    """
     if output.suffix != ".jsonl":
         raise UserError(f"{output}: preference files are written as JSON lines; name it .jsonl")
+
+
+def write_rows(rows: Sequence[Row], data: Path, output: Path) -> None:
+    """Write rows of a file as JSON lines, their image paths relative to the output.
+
+    Raises:
+        UserError: no rows, another ending, images as bytes, or images outside the output's folder.
+    """
+    if not rows:
+        raise UserError(f"{data}: no row is left to write")
+    check_output(output)
     folder = data if data.is_dir() else data.parent
     lines = [
         json.dumps(_moved(row, folder, output), ensure_ascii=False, allow_nan=False, default=_plain)

@@ -71,7 +71,7 @@ def perturb(captions: Sequence[str], shares: Mapping[str, float], *, seed: int =
     Raises:
         UserError: an unknown kind, or shares that are negative or all 0.
     """
-    wanted = _checked(shares)
+    wanted = checked_shares(shares)
     options: list[dict[str, list[Change]]] = []
     for place, caption in enumerate(captions):
         rng = random.Random(f"{seed} {place} {caption}")
@@ -92,7 +92,12 @@ def perturb(captions: Sequence[str], shares: Mapping[str, float], *, seed: int =
     return Perturbed(changes, dict(dropped))
 
 
-def _checked(shares: Mapping[str, float]) -> dict[str, float]:
+def checked_shares(shares: Mapping[str, float]) -> dict[str, float]:
+    """Those above 0, scaled to a sum of 1.
+
+    Raises:
+        UserError: an unknown kind, or shares that are negative or all 0.
+    """
     for kind, share in shares.items():
         if kind not in KINDS:
             raise UserError(f"kinds: unknown kind {kind!r}; {nearest(kind, KINDS)}")
@@ -127,6 +132,11 @@ def _words() -> dict[str, Any]:
     text = Path(__file__).with_name("words.yaml").read_text(encoding="utf-8")
     words: dict[str, Any] = yaml.safe_load(text)
     return words
+
+
+def listed_words(section: str) -> Any:
+    """A section of `words.yaml`, as it stands there."""
+    return _words()[section]
 
 
 @cache
