@@ -2,7 +2,8 @@
 
 One forward over a prompt gives both the generated answer and the options' log-probabilities;
 captions are also scored teacher-forced on their first reference. Images are opened a chunk at a
-time and let go after it, so that a benchmark needs the memory of one chunk.
+time and let go after it, so that a benchmark needs the memory of one chunk. While the model answers
+a batch, the next one is opened and encoded beside it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,9 +30,10 @@ from cwdpo_bench.vlm import (
     VLM,
     Generation,
     Prompt,
+    answer_batch,
     batches_by_length,
     encode_prompt,
-    generate,
+    encode_prompts,
     processor_fingerprint,
     weights_fingerprint,
 )
@@ -45,7 +48,10 @@ CHUNK_PIXELS = 64_000_000
 
 Sample = TypeVar("Sample", CaptionSample, ChoiceSample)
 Answer = TypeVar("Answer", CaptionAnswer, ChoiceAnswer)
+Item = TypeVar("Item")
 _Opened = tuple[int, Sample, Prompt]
+_Encoded = dict[str, torch.Tensor]
+_Ask = Callable[[list[_Opened[Sample]], _Encoded], list[Generation]]
 
 
 @dataclass
@@ -169,51 +175,49 @@ class InProcessEngine:
     def _answers(
         self,
         samples: Sequence[Sample],
-        ask: Callable[[list[_Opened[Sample]]], list[Generation]],
+        ask: _Ask[Sample],
         answer: Callable[[Sample, Prompt, Generation], Answer],
     ) -> Iterator[tuple[int, Answer | Failure]]:
         """What every batch is answered, with its places, and what could not be opened."""
-        for batch in self._batches(samples):
-            if isinstance(batch, tuple):
-                yield batch
+        for item in _ahead(self._batches(samples)):
+            if isinstance(item[1], Failure):
+                yield item
                 continue
-            for (place, sample, prompt), reply in self._asked(batch, ask):
+            for (place, sample, prompt), reply in self._asked(*item, ask):
                 yield place, answer(sample, prompt, reply)
 
     def _captions(
-        self, max_new_tokens: int, batch: Sequence[_Opened[CaptionSample]]
+        self, max_new_tokens: int, batch: Sequence[_Opened[CaptionSample]], inputs: _Encoded
     ) -> list[Generation]:
-        return generate(
+        return answer_batch(
             self.vlm,
             [prompt for _, _, prompt in batch],
+            inputs,
             max_new_tokens=max_new_tokens,
-            batch_size=len(batch),
             completions=[sample.references[0] for _, sample, _ in batch],
             reference=self.reference,
         )
 
     def _choices(
-        self, max_new_tokens: int, batch: Sequence[_Opened[ChoiceSample]]
+        self, max_new_tokens: int, batch: Sequence[_Opened[ChoiceSample]], inputs: _Encoded
     ) -> list[Generation]:
-        return generate(
+        return answer_batch(
             self.vlm,
             [prompt for _, _, prompt in batch],
+            inputs,
             max_new_tokens=max_new_tokens,
-            batch_size=len(batch),
             options=[sample.option_replies or None for _, sample, _ in batch],
         )
 
     def _asked(
-        self,
-        batch: list[_Opened[Sample]],
-        ask: Callable[[list[_Opened[Sample]]], list[Generation]],
+        self, batch: list[_Opened[Sample]], inputs: _Encoded, ask: _Ask[Sample]
     ) -> Iterator[tuple[_Opened[Sample], Generation]]:
         """What a batch is answered, in as many parts as the memory needs."""
-        parts: list[list[_Opened[Sample]]] = [batch]
+        parts: list[tuple[list[_Opened[Sample]], _Encoded | None]] = [(batch, inputs)]
         while parts:
-            part = parts.pop(0)
+            part, encoded = parts.pop(0)
             try:
-                replies = ask(part)
+                replies = ask(part, self._encode(part) if encoded is None else encoded)
             except torch.OutOfMemoryError as error:
                 if self.batch_size is not None or len(part) == 1:
                     raise _too_little_memory(self.batch_size or 1) from error
@@ -224,15 +228,15 @@ class InProcessEngine:
             # Out of the handler, whose traceback holds the failed forward's tensors.
             half = len(part) // 2
             self.rows = min(self.rows, half)
-            parts[:0] = [part[:half], part[half:]]
+            parts[:0] = [(part[:half], None), (part[half:], None)]
             torch.cuda.empty_cache()
             said = f"a batch of {len(part)} is too much, going on with {half}"
             print(f"batch size auto: {said}", file=sys.stderr)
 
     def _batches(
         self, samples: Sequence[Sample]
-    ) -> Iterator[list[_Opened[Sample]] | tuple[int, Failure]]:
-        """Samples of like length with their images open, and those whose images cannot be."""
+    ) -> Iterator[tuple[list[_Opened[Sample]], _Encoded] | tuple[int, Failure]]:
+        """Samples of like length, opened and encoded, and those that cannot be."""
         for chunk in self._chunks(samples):
             opened = []
             for place, sample, prompt in chunk:
@@ -242,7 +246,30 @@ class InProcessEngine:
                     opened.append((place, sample, prompt))
             prompts = [prompt for _, _, prompt in opened]
             for indices in batches_by_length(prompts, self.rows):
-                yield [opened[i] for i in indices]
+                batch = [opened[i] for i in indices]
+                inputs = self._encode(batch)
+                too_long = self._too_long(inputs)
+                for row, length in too_long.items():
+                    place, sample, _ = batch[row]
+                    yield place, Failure(f"sample {sample.id}: {length}")
+                if too_long:
+                    batch = [one for row, one in enumerate(batch) if row not in too_long]
+                    inputs = self._encode(batch) if batch else {}
+                if batch:
+                    yield batch, inputs
+
+    def _encode(self, batch: Sequence[_Opened[Sample]]) -> _Encoded:
+        return encode_prompts(self.vlm.processor, [prompt for _, _, prompt in batch])
+
+    def _too_long(self, inputs: _Encoded) -> dict[int, str]:
+        """The rows that leave the model no room for an answer, with how long they are."""
+        room, lengths = self.vlm.context_length, inputs["attention_mask"].sum(-1).tolist()
+        return {
+            row: f"the prompt is {length} tokens long, images included; the model reads {room} "
+            "with its answer"
+            for row, length in enumerate(lengths)
+            if room is not None and length >= room
+        }
 
     def _chunks(
         self, samples: Sequence[Sample]
@@ -263,6 +290,15 @@ class InProcessEngine:
                 chunk, pixels = [], 0
         if chunk:
             yield chunk
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, none of them None, each made in a thread while the last is in use."""
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = worker.submit(next, items, None)
+            yield item
 
 
 @contextmanager

@@ -131,3 +131,17 @@ def family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp(request.param)
     FAMILIES.save_family(request.param, folder)
     return folder
+
+
+@pytest.fixture(scope="session", params=["qwen2_5_vl", "qwen2_vl", "qwen3_vl"])
+def packed_folder(
+    request: pytest.FixtureRequest,
+    tiny_model_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A saved tiny model of each family that is packed in turn."""
+    if request.param == "qwen2_5_vl":
+        return tiny_model_folder
+    folder = tmp_path_factory.mktemp(request.param)
+    FAMILIES.save_family(request.param, folder)
+    return folder

@@ -4,7 +4,7 @@ Loading, images, batches (plain and packed), the one log-probability operation, 
 generation.
 """
 
-from cwdpo_bench.vlm.answering import Generation, generate
+from cwdpo_bench.vlm.answering import Generation, answer_batch, generate
 from cwdpo_bench.vlm.batch import (
     Batch,
     EncodedPrompt,
@@ -57,6 +57,7 @@ __all__ = [
     "Sample",
     "TokenScores",
     "TokenStatistics",
+    "answer_batch",
     "append_completions",
     "average_confidence",
     "batch_completions",

@@ -23,7 +23,7 @@ from cwdpo_bench.vlm.batch import (
     completion_ids,
     encode_prompts,
 )
-from cwdpo_bench.vlm.generation import Greedy, greedy
+from cwdpo_bench.vlm.decoding import Greedy, branch, greedy
 from cwdpo_bench.vlm.logprobs import completion_statistics, sequence_logps
 from cwdpo_bench.vlm.model import VLM, evaluating
 from cwdpo_bench.vlm.packing import pack_completions, packing_refusal, with_positions
@@ -80,26 +80,54 @@ def generate(
         UserError: two options of a prompt are the same tokens, or the two models' vocabularies
             differ.
     """
-    if completions is not None:
-        refuse_other_vocabulary(vlm, reference)
     answers: dict[int, Generation] = {}
     for indices in batches_by_length(prompts, batch_size, completions):
         batch = [prompts[i] for i in indices]
-        inputs = encode_prompts(vlm.processor, batch)
-        read = greedy(vlm, inputs, max_new_tokens)
-        logps: list[np.ndarray | None] = [None] * len(batch)
-        scores: list[TokenScores] | None = None
-        if options is not None:
-            ids = [_option_ids(vlm, options[i]) for i in indices]
-            logps = _option_logps(vlm, batch, inputs, read, ids, batch_size)
-        if completions is not None:
-            texts = [completions[i] for i in indices]
-            scores = _completion_scores(vlm, batch, inputs, read, texts, reference)
-        texts = vlm.tokenizer.batch_decode(read.ids, skip_special_tokens=True)
-        for row, index in enumerate(indices):
-            score = None if scores is None else scores[row]
-            answers[index] = Generation(texts[row].strip(), len(read.ids[row]), logps[row], score)
+        replies = answer_batch(
+            vlm,
+            batch,
+            encode_prompts(vlm.processor, batch),
+            max_new_tokens=max_new_tokens,
+            options=None if options is None else [options[i] for i in indices],
+            completions=None if completions is None else [completions[i] for i in indices],
+            reference=reference,
+        )
+        answers.update(zip(indices, replies, strict=True))
     return [answers[index] for index in range(len(prompts))]
+
+
+def answer_batch(
+    vlm: VLM,
+    prompts: Sequence[Prompt],
+    inputs: dict[str, torch.Tensor],
+    *,
+    max_new_tokens: int,
+    options: Sequence[Sequence[str] | None] | None = None,
+    completions: Sequence[str] | None = None,
+    reference: VLM | None = None,
+) -> list[Generation]:
+    """What `generate` gives, for one batch that is encoded already.
+
+    Args:
+        inputs: of `encode_prompts` for these prompts.
+    """
+    if completions is not None:
+        refuse_other_vocabulary(vlm, reference)
+    if packing_refusal(vlm.model) is None:
+        inputs = with_positions(vlm.model, inputs)
+    read = greedy(vlm, inputs, max_new_tokens)
+    logps: list[np.ndarray | None] = [None] * len(prompts)
+    scores: list[TokenScores | None] = [None] * len(prompts)
+    if options is not None:
+        ids = [[] if texts is None else option_ids(vlm.tokenizer, texts) for texts in options]
+        logps = _option_logps(vlm, prompts, inputs, read, ids)
+    if completions is not None:
+        scores = [*_completion_scores(vlm, prompts, inputs, read, completions, reference)]
+    texts = vlm.tokenizer.batch_decode(read.ids, skip_special_tokens=True)
+    return [
+        Generation(text.strip(), len(ids), logp, score)
+        for text, ids, logp, score in zip(texts, read.ids, logps, scores, strict=True)
+    ]
 
 
 def option_ids(tokenizer: object, options: Sequence[str]) -> list[list[int]]:
@@ -117,17 +145,12 @@ def option_ids(tokenizer: object, options: Sequence[str]) -> list[list[int]]:
     return ids
 
 
-def _option_ids(vlm: VLM, options: Sequence[str] | None) -> list[list[int]]:
-    return [] if options is None else option_ids(vlm.tokenizer, options)
-
-
 def _option_logps(
     vlm: VLM,
     prompts: Sequence[Prompt],
     inputs: dict[str, torch.Tensor],
     read: Greedy,
     options: Sequence[Sequence[Sequence[int]]],
-    batch_size: int,
 ) -> list[np.ndarray | None]:
     """[K] of each prompt: from the first token alone where it is all, else from all tokens."""
     first = read.first_logps.double().cpu().numpy()
@@ -140,7 +163,7 @@ def _option_logps(
         return logps
     owners = [row for row in long for _ in options[row]]
     branches = [ids for row in long for ids in options[row]]
-    sums = _branch_logps(vlm, prompts, inputs, read, branches, owners, batch_size)
+    sums = _branch_logps(vlm, prompts, inputs, read, branches, owners)
     for row in long:
         logps[row] = np.array([s for s, owner in zip(sums, owners, strict=True) if owner == row])
     return logps
@@ -153,18 +176,17 @@ def _branch_logps(
     read: Greedy,
     branches: Sequence[Sequence[int]],
     owners: Sequence[int],
-    batch_size: int,
 ) -> list[float]:
     """Σ log p of each branch behind its prompt, end of turn not included."""
     with evaluating(vlm.model):
         if packing_refusal(vlm.model) is None:
-            batch = pack_completions(with_positions(vlm.model, inputs), branches, owners)
+            batch = pack_completions(inputs, branches, owners)
             batch = batch.to(vlm.device)
-            scores = completion_statistics(vlm.model, batch, cache=_prompt_cache(read, inputs))
+            scores = completion_statistics(vlm.model, batch, cache=branch(read.cache))
             return sequence_logps(scores.logps).double().tolist()
         sums: list[float] = []
-        for start in range(0, len(branches), batch_size):
-            part = slice(start, start + batch_size)
+        for start in range(0, len(branches), len(prompts)):
+            part = slice(start, start + len(prompts))
             rows = encode_prompts(vlm.processor, [prompts[owner] for owner in owners[part]])
             plain = append_completions(rows, branches[part]).to(vlm.device)
             scores = completion_statistics(vlm.model, plain)
@@ -188,17 +210,8 @@ def _completion_scores(
     ids = [completion_ids(vlm.tokenizer, text) for text in completions]
     other = distribution_of(reference, append_completions(inputs, ids), vlm.device)
     with evaluating(vlm.model):
-        batch = pack_completions(with_positions(vlm.model, inputs), ids).to(vlm.device)
+        batch = pack_completions(inputs, ids).to(vlm.device)
         scores = completion_statistics(
-            vlm.model, batch, statistics=True, other=other, cache=_prompt_cache(read, inputs)
+            vlm.model, batch, statistics=True, other=other, cache=branch(read.cache)
         )
     return token_scores(scores, batch)
-
-
-def _prompt_cache(read: Greedy, inputs: dict[str, torch.Tensor]) -> object:
-    """The keys and values of all but the prompts' last token, which is read again.
-
-    Its hidden state predicts the first token of what follows, and the decoding has not kept it.
-    """
-    read.cache.crop(inputs["input_ids"].shape[1] - 1 - read.cached)
-    return read.cache

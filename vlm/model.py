@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.vlm.vision import multiply_patches
+from cwdpo_bench.vlm.vision import batch_windows, multiply_patches
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,12 @@ class VLM:
         """The token that fills rows up; the end-of-turn token where the tokenizer has none."""
         token = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if token is None else token)
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of a prompt and its answer together; None where the model does not say."""
+        length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if length is None else int(length)
 
     @property
     def device(self) -> torch.device:
@@ -114,6 +120,7 @@ def load_vlm(
         raise UserError(f"model {name!r} has no chat template; save one with its processor")
     model.to(device).eval()
     multiply_patches(model)
+    batch_windows(model)
     return VLM(model=model, processor=processor, name=name)
 
 

@@ -11,9 +11,13 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionPatchEmbed,
+    Qwen2_5_VLVisionAttention,
+    apply_rotary_pos_emb_vision,
+)
 
 from cwdpo_bench.vlm.batch import PER_TOKEN, EncodedPrompt
 
@@ -86,6 +90,43 @@ def multiply_patches(model: Any) -> None:
 def _by_product(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     kernel = self.proj.weight.flatten(1)
     return linear(hidden_states.view(-1, kernel.shape[1]).to(kernel.dtype), kernel)
+
+
+def batch_windows(model: Any) -> None:
+    """Let Qwen2.5-VL's vision attention take windows (or images) of one length in one call.
+
+    Its own code splits the patches at every window and attends to one after the other: hundreds of
+    small products an image. Flash attention, which takes them at once, is left as it is.
+    """
+    for module in model.modules():
+        if isinstance(module, Qwen2_5_VLVisionAttention) and (
+            module.config._attn_implementation == "sdpa"
+        ):
+            module.forward = MethodType(_by_length, module)  # type: ignore[method-assign]
+
+
+def _by_length(
+    self: Any,
+    hidden_states: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    **_: Any,
+) -> torch.Tensor:
+    """[N, H] to [N, H]; window i is the rows from `cu_seqlens[i]` to `cu_seqlens[i + 1]`."""
+    heads = self.qkv(hidden_states).view(len(hidden_states), 3, self.num_heads, -1)
+    query, key, value = heads.unbind(1)
+    query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+    lengths = cu_seqlens.diff()
+    attended = torch.empty_like(value)
+    for length in lengths.unique().tolist():
+        starts = cu_seqlens[:-1][lengths == length]
+        rows = starts[:, None] + torch.arange(length, device=starts.device)
+        # [windows, heads, length, d]
+        q, k, v = (states[rows].transpose(1, 2) for states in (query, key, value))
+        together = scaled_dot_product_attention(q, k, v, scale=self.scaling)
+        attended = attended.index_put((rows,), together.transpose(1, 2))
+    output: torch.Tensor = self.proj(attended.flatten(1))
+    return output
 
 
 def forward_inputs(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -102,7 +102,9 @@ def test_replies_come_before_all_images_are_opened(vlm, data_root, monkeypatch):
     replies = InProcessEngine(vlm, data_root, 2).answer_choices(samples, max_new_tokens=1)
 
     assert next(replies)[0] in (0, 1)
-    assert opened == [sample.id for sample in samples[:2]]
+    # One batch is answered, the next one is got ready.
+    assert opened == [sample.id for sample in samples[: len(opened)]]
+    assert len(opened) <= 4
 
 
 def test_the_fingerprint_follows_the_weights_and_the_reference(tiny_model_folder, data_root):
@@ -133,7 +135,7 @@ def test_too_large_a_batch_says_to_make_it_smaller(vlm, data_root, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(in_process, "generate", full)
+    monkeypatch.setattr(in_process, "answer_batch", full)
 
     with pytest.raises(UserError, match="too small for a batch of 64; make the batch size smaller"):
         answer_choices(vlm, load_mmbench(data_root), data_root, max_new_tokens=1, batch_size=64)
@@ -143,16 +145,16 @@ def test_a_batch_size_left_to_the_engine_is_halved_until_it_fits(
     vlm, data_root, monkeypatch, capsys
 ):
     samples = load_mmbench(data_root)
-    plain, sizes = in_process.generate, []
+    plain, sizes = in_process.answer_batch, []
 
-    def small(vlm, prompts, **settings):
+    def small(vlm, prompts, inputs, **settings):
         sizes.append(len(prompts))
         if len(prompts) > 1:
             raise torch.OutOfMemoryError
-        return plain(vlm, prompts, **settings)
+        return plain(vlm, prompts, inputs, **settings)
 
     expected = answer_choices(vlm, samples, data_root, max_new_tokens=2, batch_size=2)
-    monkeypatch.setattr(in_process, "generate", small)
+    monkeypatch.setattr(in_process, "answer_batch", small)
     engine = InProcessEngine(vlm, data_root, None)
 
     answers = _in_order(engine.answer_choices(samples, max_new_tokens=2), samples)
@@ -172,7 +174,7 @@ def test_a_sample_that_alone_is_too_much_is_told(vlm, data_root, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(in_process, "generate", full)
+    monkeypatch.setattr(in_process, "answer_batch", full)
     engine = InProcessEngine(vlm, data_root, None)
 
     with pytest.raises(UserError, match="too small for a batch of 1; limit the images' pixels"):
@@ -188,6 +190,23 @@ def test_a_model_with_nan_weights_is_refused_with_model_and_sample(tiny_model_fo
         answer_captions(broken, load_coco(data_root), data_root, max_new_tokens=1, batch_size=4)
     with pytest.raises(UserError, match=r"tiny-vlm.*sample '9-0' is not a finite number"):
         answer_choices(broken, load_mmbench(data_root), data_root, max_new_tokens=1, batch_size=4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_prompt_that_is_longer_than_the_model_reads_fails_alone(vlm, data_root, batch_size):
+    samples = load_coco(data_root)
+    before = answer_captions(vlm, samples, data_root, max_new_tokens=2, batch_size=batch_size)
+    long = replace(samples[1], prompt="red " * 2000)
+
+    answers = answer_captions(
+        vlm, [samples[0], long, samples[2]], data_root, max_new_tokens=2, batch_size=batch_size
+    )
+
+    room = vlm.model.config.get_text_config().max_position_embeddings
+    _assert_failed(
+        answers[1], rf"sample 102: the prompt is 20\d\d tokens long.*the model reads {room}"
+    )
+    assert [answers[0].text, answers[2].text] == [before[0].text, before[2].text]
 
 
 def _remove(path):

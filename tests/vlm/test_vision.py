@@ -45,3 +45,23 @@ def test_why_images_are_not_embedded_is_said(
         assert embedding_refusal(model) is None
         model.config.model_type = "qwen9"
         assert "'qwen9' is not tested" in str(embedding_refusal(model))
+
+
+def test_windows_of_one_length_at_once_are_windows_one_by_one(tiny_model_folder: Path) -> None:
+    """Images of several sizes, whose windows are cut at the borders; also in the gradient."""
+    model = load_vlm(tiny_model_folder).model
+    tower = model.model.visual
+    grid = torch.tensor([[1, 10, 14], [1, 4, 6], [1, 10, 14], [1, 18, 2]])
+    torch.manual_seed(0)
+    patches = torch.randn(int(grid.prod(-1).sum()), 3 * 2 * 14 * 14)
+    results = []
+    for batched in (True, False):
+        if not batched:
+            for block in tower.blocks:
+                del block.attn.forward
+        model.zero_grad()
+        out = tower(patches, grid_thw=grid).pooler_output
+        (out**2).sum().backward()
+        results.append((out.detach(), tower.blocks[0].attn.qkv.weight.grad.clone()))
+    for together, alone in zip(*results, strict=True):
+        torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-3)
