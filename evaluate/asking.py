@@ -25,8 +25,9 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.engine import CaptionAnswer, ChoiceAnswer, Engine, Failure
 from cwdpo_bench.evaluate.images import image_digests
 from cwdpo_bench.evaluate.plan import CaptionJob, ChoiceJob, Job
+from cwdpo_bench.evaluate.run_file import SCHEMA
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
-from cwdpo_bench.evaluate.store import SCHEMA, Keep, ReplyStore
+from cwdpo_bench.evaluate.store import Keep, ReplyStore
 
 Sample = TypeVar("Sample", CaptionSample, ChoiceSample)
 Answer = TypeVar("Answer", CaptionAnswer, ChoiceAnswer)

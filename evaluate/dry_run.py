@@ -16,7 +16,7 @@ from cwdpo_bench.evaluate.engine import Engine, Failure
 from cwdpo_bench.evaluate.images import open_images
 from cwdpo_bench.evaluate.in_process import InProcessEngine
 from cwdpo_bench.evaluate.plan import CaptionJob, Job, plan_tasks
-from cwdpo_bench.evaluate.run import open_engine
+from cwdpo_bench.evaluate.run import open_engine, refuse_settings
 from cwdpo_bench.evaluate.server import Server
 from cwdpo_bench.evaluate.store import kept_timings, reply_to_bytes
 from cwdpo_bench.files import existing_parent
@@ -65,6 +65,7 @@ def dry_run(
     server: Server | None = None,
 ) -> list[Estimate]:
     """What `run_tasks` would do with these arguments; raises what it would before any answer."""
+    refuse_settings(batch_size, diversity, max_failures)
     jobs, _ = plan_tasks(tasks, data_root, limit, include_path, max_failures)
     engine = open_engine(
         model,

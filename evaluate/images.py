@@ -12,7 +12,7 @@ from PIL import Image
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample, ImageSource, RowImages
 from cwdpo_bench.files import sha256_of
-from cwdpo_bench.vlm import MAX_PIXELS, open_image, path_inside
+from cwdpo_bench.vlm import MAX_PIXELS, image_to_send, open_image, path_inside, png_of
 
 
 def image_sources(sample: CaptionSample | ChoiceSample) -> tuple[ImageSource, ...]:
@@ -38,6 +38,18 @@ def open_images(sample: CaptionSample | ChoiceSample, root: Path) -> tuple[Image
         else:
             opened.append(open_image(source, name=place, root=root))
     return tuple(opened)
+
+
+def images_to_send(sample: CaptionSample | ChoiceSample, root: Path) -> list[tuple[str, bytes]]:
+    """A sample's pictures for a server: media type and bytes; arguments and errors as above."""
+    place = _place(sample)
+    sent: list[tuple[str, bytes]] = []
+    for source in image_sources(sample):
+        if isinstance(source, RowImages):
+            sent += [("image/png", png_of(image)) for image in _of_row(source, place)]
+        else:
+            sent.append(image_to_send(source, name=place, root=root))
+    return sent
 
 
 def _of_row(source: RowImages, place: str) -> list[Image.Image]:

@@ -106,12 +106,7 @@ def run_tasks(
             `JAVA_HOME` is broken, more samples fail than may, or the model gives no finite
             log-probabilities.
     """
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch size must be 1 or more, not {batch_size}")
-    if diversity < 0 or diversity == 1:
-        raise UserError(f"diversity must be 0 (none) or 2 captions an image or more: {diversity}")
-    if max_failures < 0:
-        raise UserError(f"failures allowed must be 0 or more, not {max_failures}")
+    refuse_settings(batch_size, diversity, max_failures)
     jobs, missing = plan_tasks(tasks, data_root, limit, include_path, max_failures)
     if any(isinstance(job, CaptionJob) for job in jobs):
         find_java()
@@ -162,6 +157,20 @@ def run_tasks(
         write_json(output / TIMINGS, timings)
         write_run(output, entry, results, provenance, shared)
     return read_run(output)
+
+
+def refuse_settings(batch_size: int | None, diversity: int, max_failures: int) -> None:
+    """Refuse numbers that mean nothing.
+
+    Raises:
+        UserError: one is out of its range.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch size must be 1 or more, not {batch_size}")
+    if diversity < 0 or diversity == 1:
+        raise UserError(f"diversity must be 0 (none) or 2 captions an image or more: {diversity}")
+    if max_failures < 0:
+        raise UserError(f"failures allowed must be 0 or more, not {max_failures}")
 
 
 def open_engine(

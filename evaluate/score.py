@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +22,7 @@ from cwdpo_bench.evaluate.answers import DISCIPLINES
 from cwdpo_bench.evaluate.captions import caption_rows, score_candidates, scorer_signature
 from cwdpo_bench.evaluate.choices import ParseFailures, choice_rows, failure_warnings
 from cwdpo_bench.evaluate.results import TaskResult, refuse_other_run, signature_of, write_run
+from cwdpo_bench.evaluate.run_file import FILE, count_replies, locked
 from cwdpo_bench.evaluate.submissions import (
     OTHER,
     mmmu_files,
@@ -53,7 +56,7 @@ def score_captions_files(
     Raises:
         UserError: an unknown task, a file that is missing or of another layout, an image without
             prediction or a prediction without image, a doubled id, an empty caption, a broken
-            `JAVA_HOME`, or an output folder of another run.
+            `JAVA_HOME`, or an output folder of another run or that is being written.
     """
     if task not in CAPTION_TASKS:
         raise UserError(f"unknown caption task {task!r}; {nearest(task, CAPTION_TASKS)}")
@@ -69,15 +72,15 @@ def score_captions_files(
         }
     )
     model = _model(predictions, [predictions])
-    refuse_other_run(output, model, _shared_signature(), {task: signature})
-    rows = caption_rows(samples, captions)
-    return write_run(
-        output,
-        model,
-        {task: TaskResult(rows.samples, signature, rows.warnings)},
-        _provenance({"predictions": predictions, "references": references}),
-        _shared_signature(),
-    )
+    with _writing(output, model, {task: signature}):
+        rows = caption_rows(samples, captions)
+        return write_run(
+            output,
+            model,
+            {task: TaskResult(rows.samples, signature, rows.warnings)},
+            _provenance({"predictions": predictions, "references": references}),
+            _shared_signature(),
+        )
 
 
 def score_candidates_file(
@@ -143,7 +146,7 @@ def score_mmmu_folder(
 
     Raises:
         UserError: a folder or file that is missing or of another layout, a doubled id, an unknown
-            `parse_failures`, or an output folder of another run.
+            `parse_failures`, or an output folder of another run or that is being written.
     """
     if parse_failures not in PARSE_FAILURES:
         hint = nearest(parse_failures, PARSE_FAILURES)
@@ -154,16 +157,17 @@ def score_mmmu_folder(
         {"task": "mmmu", "n": len(samples), "rules": "mmmu", "parse_failures": parse_failures}
     )
     model = _model(predictions, files)
-    refuse_other_run(output, model, _shared_signature(), {"mmmu": signature})
     failures: ParseFailures = "wrong" if parse_failures == "wrong" else "official"
-    rows = choice_rows(samples, responses, rules="mmmu", parse_failures=failures)
-    return write_run(
-        output,
-        model,
-        {"mmmu": TaskResult(rows, signature, [*_subject_warnings(files), *failure_warnings(rows)])},
-        _provenance({"predictions": predictions}),
-        _shared_signature(),
-    )
+    with _writing(output, model, {"mmmu": signature}):
+        rows = choice_rows(samples, responses, rules="mmmu", parse_failures=failures)
+        warnings = [*_subject_warnings(files), *failure_warnings(rows)]
+        return write_run(
+            output,
+            model,
+            {"mmmu": TaskResult(rows, signature, warnings)},
+            _provenance({"predictions": predictions}),
+            _shared_signature(),
+        )
 
 
 def _subject_warnings(files: list[Path]) -> list[str]:
@@ -178,6 +182,16 @@ def _subject_warnings(files: list[Path]) -> list[str]:
 
 
 # --- what the run folder says about itself -------------------------------------------------------
+
+
+@contextmanager
+def _writing(output: Path, model: dict[str, Any], signatures: dict[str, str]) -> Iterator[None]:
+    """The output folder locked for this alone, which goes on with no other run."""
+    with locked(output) as connection:
+        if count_replies(connection, output / FILE):
+            raise UserError(f"{output / FILE}: holds the replies of a run; name another output")
+        refuse_other_run(output, model, _shared_signature(), signatures)
+        yield
 
 
 def _model(predictions: Path, files: list[Path]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The OpenAI-compatible engine: a server answers a benchmark's samples (vLLM, SGLang, …).
 
-Images are sent as data URLs, in PNG, so that the server sees our very pixels whatever it decodes
-with. What a server gives of the options' log-probabilities is found out by asking it once, before
-the run, and stands in the signature:
+Images are sent as data URLs: plain JPEG and PNG files as they are, all else as PNG of our pixels
+(`vlm/images.py`). What a server gives of the options' log-probabilities is found out by asking it
+once, before the run, and stands in the signature:
 
 - `prompt`: log-probabilities of a prompt's tokens (vLLM). Each option is sent as the start of the
   answer, and the values of its tokens add up: what the in-process engine computes.
@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.engine import CaptionAnswer, ChoiceAnswer, Failure
-from cwdpo_bench.evaluate.images import open_images
+from cwdpo_bench.evaluate.images import images_to_send
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
 from cwdpo_bench.evaluate.server import Client, RequestFailed, Server, concurrently
 
@@ -162,11 +160,12 @@ class ServedEngine:
     def _content(self, sample: CaptionSample | ChoiceSample) -> list[dict[str, Any]]:
         """The user's turn: the images, then the text."""
         try:
-            images = open_images(sample, self._root)
+            images = images_to_send(sample, self._root)
         except UserError as error:
             raise _BrokenSample(str(error)) from error
         content: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": data_url(image)}} for image in images
+            {"type": "image_url", "image_url": {"url": _data_url(kind, data)}}
+            for kind, data in images
         ]
         return [*content, {"type": "text", "text": sample.prompt}]
 
@@ -226,11 +225,8 @@ class _BrokenSample(Exception):
     """A sample whose images cannot be sent."""
 
 
-def data_url(image: Image.Image) -> str:
-    """The image in PNG: the same pixels on the other side, and nothing but pixels."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64," + base64.b64encode(data).decode("ascii")
 
 
 def _text(reply: Mapping[str, Any]) -> str:

@@ -13,10 +13,13 @@ import json
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,6 +32,15 @@ LONGEST_WAIT = 60.0
 _FIRST_WAIT = 0.5
 _MAY_PASS = {408, 409, 425, 429}
 _SHOWN = 200
+_LIKE_A_SECRET = re.compile(
+    r"\w+://\S+"  # an address, another server's too
+    r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b|\blocalhost(?::\d+)?\b"
+    r"|\b(?:sk|pk|hf|gsk|xai)[-_]\S+|\bBearer\s+\S+"
+    r"|\S*\*{3,}\S*"  # a key that is partly hidden
+    r"|[A-Za-z0-9_+/=]{32,}",
+    re.IGNORECASE,
+)
+"""In a server's words: addresses and what may be a key, also where it is not this run's."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +237,8 @@ class Client:
         return reply.status_code, reply.headers, bytes(content)
 
     def _refusal(self, status: int, headers: Mapping[str, str], content: bytes) -> Exception:
-        words = self._words(content)
+        # What a server says of a refused key may quote it, in part or otherwise written.
+        words = "" if status in (401, 403) else self._words(content)
         told = f"the server answered {status}" + (f": {words}" if words else "")
         if status in _MAY_PASS or status >= 500:
             return _TryAgain(told, _seconds(headers.get("retry-after")), status=status)
@@ -252,6 +265,7 @@ class Client:
         for secret in (self._key, self._server.base_url, host):
             if secret:
                 words = words.replace(secret, "…")
+        words = _LIKE_A_SECRET.sub("…", words)
         return words if len(words) <= _SHOWN else words[:_SHOWN] + " …"
 
 
@@ -266,11 +280,20 @@ def _counted(usage: object) -> tuple[int, Usage]:
 
 
 def _seconds(header: str | None) -> float | None:
-    """Of `Retry-After`; its other form, a date, is left to our own wait."""
+    """Of `Retry-After`: a number, or the date up to which to wait; None where it is neither."""
+    if header is None:
+        return None
     try:
-        return None if header is None else max(0.0, float(header))
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        date = parsedate_to_datetime(header)
     except ValueError:
         return None
+    # Without a zone it is UTC, as HTTP's dates are.
+    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 def _parsed(content: bytes) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Replies kept on disk as they arrive, so that a run that ends early goes on where it stopped.
 
-One SQLite file in the run folder, written ahead (WAL) and synced at every commit: whatever ends the
-process, what was kept is there and nothing is half there. One run writes at a time; its lock is the
-operating system's and dies with it. A reply is found by a key that names all that it follows from
-(`evaluate/asking.py`), and its arrays come back with the same bits.
+One SQLite file in the run folder (`evaluate/run_file.py`): whatever ends the process, what was kept
+is there and nothing is half there, and one run writes at a time. A reply is found by a key that
+names all that it follows from (`evaluate/asking.py`), and its arrays come back with the same bits.
 """
 
 from __future__ import annotations
@@ -17,25 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.engine import CaptionAnswer, ChoiceAnswer
+from cwdpo_bench.evaluate.run_file import FILE, connect, count_replies, locked, told
 from cwdpo_bench.vlm import TokenScores
 
-FILE = "replies.sqlite"
-_APPLICATION = 0x43574450
-"""Stands in the file's header and tells it from any other SQLite file."""
 _TYPES = {kind.__name__: kind for kind in (CaptionAnswer, ChoiceAnswer, TokenScores)}
-SCHEMA = 1
-"""Of the tables; raised when they change."""
-
 Reply = CaptionAnswer | ChoiceAnswer
-
-_TABLES = (
-    "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE replies (key BLOB PRIMARY KEY, task TEXT NOT NULL, sample TEXT NOT NULL, "
-    "reply BLOB NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE timings (task TEXT NOT NULL, samples INTEGER NOT NULL, seconds REAL NOT NULL)",
-)
 
 
 class Keep(NamedTuple):
@@ -106,8 +92,7 @@ class ReplyStore:
 
     def __len__(self) -> int:
         """Replies kept."""
-        (count,) = self._run("SELECT COUNT(*) FROM replies").fetchone()
-        return int(count)
+        return count_replies(self._connection, self.path)
 
     def timings(self) -> dict[str, Timing]:
         """By task."""
@@ -133,38 +118,14 @@ class ReplyStore:
             # No trouble of the disk: a fault of ours.
             raise
         except sqlite3.Error as error:
-            raise _told(self.path, error) from error
+            raise told(self.path, error) from error
 
 
 @contextmanager
 def open_store(folder: Path) -> Iterator[ReplyStore]:
-    """The store of a run folder, locked until the block ends; made where it is missing.
-
-    A store in which nothing was kept is taken away again, and so is a folder made for it.
-
-    Raises:
-        UserError: another run is writing into the folder; the file is of another version, no store
-            or broken; the folder cannot be written.
-    """
-    path = folder / FILE
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be made ({error.strerror}); mend its rights or name another output"
-        ) from error
-    connection = _connect(path)
-    store = ReplyStore(path, connection)
-    try:
-        yield store
-    finally:
-        empty = not len(store)
-        connection.close()
-        if empty:
-            path.unlink(missing_ok=True)
-        if empty and made and not any(folder.iterdir()):
-            folder.rmdir()
+    """The store of a run folder, made where it is missing; locks and raises as `locked` does."""
+    with locked(folder) as connection:
+        yield ReplyStore(folder / FILE, connection)
 
 
 def kept_timings(folder: Path) -> dict[str, Timing]:
@@ -175,64 +136,11 @@ def kept_timings(folder: Path) -> dict[str, Timing]:
     path = folder / FILE
     if not path.is_file():
         return {}
-    connection = _connect(path)
+    connection = connect(path)
     try:
         return ReplyStore(path, connection).timings()
     finally:
         connection.close()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        # No waiting for a lock: who holds it is a run, which may take hours.
-        connection = sqlite3.connect(path, timeout=0, isolation_level=None)
-    except sqlite3.Error as error:
-        raise _told(path, error) from error
-    try:
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN EXCLUSIVE")
-        _check_schema(path, connection)
-        connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        connection.close()
-        raise _told(path, error) from error
-    except UserError:
-        connection.close()
-        raise
-    return connection
-
-
-def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (schema,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-    if not tables and not application:
-        for statement in _TABLES:
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA}")
-    elif application != _APPLICATION:
-        raise UserError(f"{path}: not a file of cwdpo-bench; name another output folder")
-    elif schema != SCHEMA:
-        raise UserError(
-            f"{path}: replies kept by another version of cwdpo-bench (schema {schema}, this is "
-            f"{SCHEMA}); remove the file, or name another output folder"
-        )
-
-
-def _told(path: Path, error: sqlite3.Error) -> UserError:
-    code = getattr(error, "sqlite_errorcode", None)
-    primary = None if code is None else code & 0xFF
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return UserError(
-            f"{path.parent}: another run is writing into this folder; wait for it, or name another "
-            "output folder"
-        )
-    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return UserError(f"{path}: broken ({error}); remove the file: its samples are asked again")
-    return UserError(f"{path}: cannot be written ({error}); free space or mend the rights")
 
 
 # --- replies as bytes ----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from cwdpo_bench.vlm.batch import (
 )
 from cwdpo_bench.vlm.fingerprint import processor_fingerprint, weights_fingerprint
 from cwdpo_bench.vlm.generation import Sample, greedy_ids, sample
-from cwdpo_bench.vlm.images import MAX_PIXELS, open_image, path_inside
+from cwdpo_bench.vlm.images import MAX_PIXELS, image_to_send, open_image, path_inside, png_of
 from cwdpo_bench.vlm.logprobs import (
     Distribution,
     TokenStatistics,
@@ -73,6 +73,7 @@ __all__ = [
     "freeze_vision",
     "generate",
     "greedy_ids",
+    "image_to_send",
     "load_vlm",
     "merge_prompts",
     "open_image",
@@ -80,6 +81,7 @@ __all__ = [
     "pack_completions",
     "packing_refusal",
     "path_inside",
+    "png_of",
     "processor_fingerprint",
     "sample",
     "score_completions",

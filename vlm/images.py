@@ -17,6 +17,13 @@ from cwdpo_bench.errors import UserError
 MAX_PIXELS = 64_000_000
 """Refused above this many pixels before decoding: a few kilobytes can unfold to gigabytes."""
 
+MAX_SENT = 8_000_000
+"""Bytes of a file that is sent as it is."""
+_SENT_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png"}
+_OF_PIXELS = {"jfif", "jfif_version", "jfif_unit", "jfif_density", "adobe", "adobe_transform"}
+_OF_PIXELS |= {"progressive", "progression", "dpi", "gamma", "srgb", "chromaticity", "icc_profile"}
+"""What Pillow tells of a file that says nothing of where and when it was made."""
+
 
 def path_inside(root: Path, relative: str | Path, *, name: str) -> Path:
     """Resolve `relative` under `root`, following links.
@@ -54,6 +61,37 @@ def open_image(
     Raises:
         UserError: missing, unreadable, too large, not an image, or outside `root`.
     """
+    return _decode(*_read(source, name, root), max_pixels, coarse)
+
+
+def image_to_send(
+    source: Path | bytes | str, *, name: str, root: Path | None = None
+) -> tuple[str, bytes]:
+    """An image for another program: its media type and its bytes.
+
+    JPEG and PNG of at most `MAX_SENT` bytes go as they are, unless they hold more than pixels or
+    pixels that another program may show otherwise (transparency, a rotation in EXIF, CMYK);
+    everything else goes as PNG of what `open_image` gives. Arguments and errors are its own.
+    """
+    data, where = _read(source, name, root)
+    image = _decode(data, where, MAX_PIXELS, None)
+    with Image.open(io.BytesIO(data)) as header:
+        kind = _SENT_AS_THEY_ARE.get(str(header.format))
+        plain = header.mode in {"RGB", "L"} and set(header.info) <= _OF_PIXELS
+    if kind is not None and plain and len(data) <= MAX_SENT:
+        return kind, data
+    return "image/png", png_of(image)
+
+
+def png_of(image: Image.Image) -> bytes:
+    """The same pixels on the other side, and nothing but pixels."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _read(source: Path | bytes | str, name: str, root: Path | None) -> tuple[bytes, str]:
+    """An image as it is encoded, and what an error calls it."""
     if isinstance(source, Path):
         path = path_inside(root, source, name=name) if root is not None else source
         try:
@@ -62,16 +100,13 @@ def open_image(
             raise UserError(f"{name}: image {path} does not exist") from error
         except OSError as error:
             raise UserError(f"{name}: image {path} cannot be read ({error.strerror})") from error
-        where = f"{name}: image {path}"
-    elif isinstance(source, str):
+        return data, f"{name}: image {path}"
+    if isinstance(source, str):
         try:
-            data = base64.b64decode(source, validate=True)
+            return base64.b64decode(source, validate=True), f"{name}: image"
         except (binascii.Error, ValueError) as error:
             raise UserError(f"{name}: the image is not base64 text ({error})") from error
-        where = f"{name}: image"
-    else:
-        data, where = source, f"{name}: image"
-    return _decode(data, where, max_pixels, coarse)
+    return source, f"{name}: image"
 
 
 @contextmanager

@@ -30,8 +30,9 @@ from cwdpo_bench.evaluate.engine import CaptionAnswer, ChoiceAnswer, Failure
 from cwdpo_bench.evaluate.plan import CaptionJob, plan_tasks
 from cwdpo_bench.evaluate.results import RunFolder, read_run
 from cwdpo_bench.evaluate.run import run_tasks
+from cwdpo_bench.evaluate.run_file import FILE
 from cwdpo_bench.evaluate.samples import CaptionSample, ChoiceSample
-from cwdpo_bench.evaluate.store import FILE, open_store
+from cwdpo_bench.evaluate.store import open_store
 from cwdpo_bench.vlm import VLM, TokenScores
 
 Sample = CaptionSample | ChoiceSample

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.dry_run import dry_run, told
 from cwdpo_bench.evaluate.run import run_tasks
 from cwdpo_bench.vlm import Prompt, encode_prompt, load_vlm, open_image
@@ -31,6 +33,17 @@ def test_a_dry_run_counts_and_times_and_writes_nothing(
     assert coco.prompt_tokens == 3 * one
     assert "coco: 3 samples (0 answered already)" in told([coco, mmbench], output)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"diversity": 1}, {"diversity": -1}, {"max_failures": -1}]
+)
+def test_what_a_run_refuses_a_dry_run_refuses(
+    data_root_once: Path, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    for body in (run_tasks, dry_run):
+        with pytest.raises(UserError, match=f"must be . .*{next(iter(wrong.values()))}"):
+            body("no model", tasks=None, data_root=data_root_once, output=tmp_path, **wrong)
 
 
 def test_replies_that_are_kept_give_the_rate(

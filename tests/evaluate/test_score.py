@@ -14,6 +14,7 @@ import pytest
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.meteor import kept_meteor
 from cwdpo_bench.evaluate.results import read_run
+from cwdpo_bench.evaluate.run_file import locked
 from cwdpo_bench.evaluate.score import (
     score_candidates_file,
     score_captions_files,
@@ -203,6 +204,30 @@ def test_a_broken_java_home_is_told_before_anything_is_written(
 ) -> None:
     monkeypatch.setenv("JAVA_HOME", "/nowhere")
     refused("JAVA_HOME=/nowhere: no executable bin/java", "coco", *files())
+
+
+def test_a_folder_that_is_being_written_is_refused(
+    files: Callable[..., tuple[Path, Path, Path]], tmp_path: Path
+) -> None:
+    predictions, references, output = files()
+    folder = mmmu_folder(tmp_path, Math=[record(1)])
+    with locked(output):
+        with pytest.raises(UserError, match="another run is writing into this folder"):
+            score_captions_files("coco", predictions, references, output)
+        with pytest.raises(UserError, match="another run is writing into this folder"):
+            score_mmmu_folder(folder, output)
+    assert not output.exists()
+
+
+def test_the_replies_of_a_run_without_results_are_kept(
+    files: Callable[..., tuple[Path, Path, Path]],
+) -> None:
+    predictions, references, output = files()
+    with locked(output) as connection:
+        connection.execute("INSERT INTO replies VALUES (x'00', 'coco', '1', x'00')")
+    with pytest.raises(UserError, match=r"replies\.sqlite: holds the replies of a run"):
+        score_captions_files("coco", predictions, references, output)
+    assert [path.name for path in output.iterdir()] == ["replies.sqlite"]
 
 
 def test_the_output_of_another_run_is_kept(files: Callable[..., tuple[Path, Path, Path]]) -> None:

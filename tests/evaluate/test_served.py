@@ -59,7 +59,7 @@ class _Model:
 
     def inputs(self, content: list[dict[str, Any]], answer: str) -> dict[str, torch.Tensor]:
         urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
-        data = [base64.b64decode(url.removeprefix("data:image/png;base64,")) for url in urls]
+        data = [base64.b64decode(url.partition(";base64,")[2], validate=True) for url in urls]
         images = tuple(Image.open(io.BytesIO(one)) for one in data)
         prompt = Prompt(content[-1]["text"], images)
         if not answer:

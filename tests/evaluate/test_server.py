@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -167,6 +168,21 @@ def test_the_wait_is_the_one_that_the_server_names() -> None:
     assert waits == [7.0, 60.0]
 
 
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [("in 30 s", 28, 31), ("in 9999 s", 60, 60), ("30 s ago", 0, 0), ("soon", 0.25, 0.5)],
+)
+def test_a_date_is_waited_for(header: str, least: float, most: float) -> None:
+    if header.startswith("in"):
+        header = formatdate(time.time() + int(header.split()[1]), usegmt=True)
+    elif header.endswith("ago"):
+        header = formatdate(time.time() - 30, usegmt=True)
+    waits: list[float] = []
+    with serving(status(429, Retry_After=header), well) as (server, _):
+        ask(server, waits)
+    assert least <= waits[0] <= most
+
+
 def test_a_request_that_is_wrong_is_not_sent_again() -> None:
     act = status(400, b'{"error": {"message": "maximum context length is 4096 tokens"}}')
     with serving(act) as (server, asked), pytest.raises(RequestFailed, match="context length"):
@@ -220,6 +236,38 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     for text in (str(error.value), caplog.text):
         assert KEY not in text
         assert "127.0.0.1" not in text
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_what_a_server_says_of_a_refused_key_is_not_repeated(code: int) -> None:
+    act = status(code, b'{"error": {"message": "wrong key ending in me, by b64 c2st"}}')
+    with serving(act) as (server, _), pytest.raises(UserError) as error:
+        ask(server)
+    assert str(error.value) == f"the server answered {code}; set the key in $OPENAI_API_KEY"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "https://other.example.com:8443/v1?key=1",
+        "10.0.0.7:8000",
+        "localhost:11434",
+        "sk-proj-AbC",
+        "hf_abcdef",
+        "Bearer abc.def",
+        "abcd********wxyz",
+        "0123456789abcdef0123456789abcdef01234567",
+    ],
+)
+def test_other_addresses_and_keys_are_struck_out_too(secret: str) -> None:
+    told = f"maximum context length of Qwen/Qwen2.5-VL-72B-Instruct-AWQ {secret} is 4096"
+    act = status(400, json.dumps({"error": {"message": told}}).encode())
+    with serving(act) as (server, _), pytest.raises(RequestFailed) as error:
+        ask(server)
+    assert str(error.value) == (
+        "the server answered 400: maximum context length of Qwen/Qwen2.5-VL-72B-Instruct-AWQ … "
+        "is 4096"
+    )
 
 
 def test_without_a_key_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

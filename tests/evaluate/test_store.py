@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as arrays
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.engine import CaptionAnswer, ChoiceAnswer
+from cwdpo_bench.evaluate.run_file import FILE
 from cwdpo_bench.evaluate.store import (
-    FILE,
     Keep,
     Timing,
     kept_timings,

@@ -7,13 +7,15 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 from sklearn.datasets import load_sample_images
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.vlm import open_image
+from cwdpo_bench.vlm import image_to_send, images, open_image
 
 
 def _png(mode: str = "RGB") -> bytes:
@@ -99,3 +101,64 @@ def test_no_path_leaves_the_root(path: str, tmp_path: Path) -> None:
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"row 3.*none\.png does not exist"):
         open_image(Path("none.png"), name="row 3", root=tmp_path)
+
+
+# --- for another program -------------------------------------------------------------------------
+
+
+def _file(kind: str, image: Image.Image | None = None, **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    (image or Image.effect_noise((64, 48), 90)).save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "named"), [("JPEG", "image/jpeg"), ("PNG", "image/png")])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_plain_files_are_sent_as_they_are(kind: str, named: str, mode: str) -> None:
+    data = _file(kind, Image.effect_noise((64, 48), 90).convert(mode))
+    assert image_to_send(data, name="x") == (named, data)
+
+
+def _with_exif() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    return _file("JPEG", exif=exif)
+
+
+def _with_words() -> bytes:
+    words = PngInfo()
+    words.add_text("Author", "someone")
+    return _file("PNG", pnginfo=words)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(_with_exif(), id="exif"),
+        pytest.param(_with_words(), id="words"),
+        pytest.param(_file("JPEG", comment=b"at home"), id="comment"),
+        pytest.param(_file("JPEG", Image.new("CMYK", (9, 9))), id="cmyk"),
+        pytest.param(_png("RGBA"), id="transparent"),
+        pytest.param(_png("P"), id="palette"),
+        pytest.param(_file("WEBP"), id="webp"),
+        pytest.param(_file("GIF"), id="gif"),
+    ],
+)
+def test_all_else_is_sent_as_png_of_our_pixels(data: bytes) -> None:
+    kind, sent = image_to_send(data, name="x")
+    assert (kind, sent[:4]) == ("image/png", b"\x89PNG")
+    ours = open_image(data, name="x")
+    with Image.open(io.BytesIO(sent)) as theirs:
+        assert (theirs.mode, theirs.tobytes()) == ("RGB", ours.tobytes())
+        assert not theirs.info
+
+
+def test_a_file_that_is_too_large_is_not_sent_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = _file("JPEG")
+    monkeypatch.setattr(images, "MAX_SENT", len(data) - 1)
+    assert image_to_send(data, name="x")[0] == "image/png"
+
+
+def test_what_is_broken_is_not_sent() -> None:
+    with pytest.raises(UserError, match="x: image is broken"):
+        image_to_send(_noise()[:-600], name="x")
