@@ -132,6 +132,8 @@ def train(
     from cwdpo_bench.train.run import train as run_training
 
     loaded = load_recipe(recipe, overrides)
+    # Of several processes (accelerate launch) the first one speaks.
+    leads = os.environ.get("RANK", "0") == "0"
     try:
         with TrainPanel(loaded.name) as panel:
             record = run_training(
@@ -142,11 +144,13 @@ def train(
                 output=output,
                 probe=probe,
                 resume=resume,
-                report=panel.step,
-                measured=panel.measured,
+                report=panel.step if leads else None,
+                measured=panel.measured if leads else None,
             )
     except Interrupted as interrupted:
         _fail(str(interrupted), status=128 + interrupted.signal)
+    if not leads:
+        return
     for warning in record["warnings"]:
         print(f"cwdpo-bench: warning: {warning}", file=sys.stderr)
     if as_json:
@@ -170,6 +174,16 @@ def export(
     from cwdpo_bench.train.export import export_checkpoint
 
     print(f"{output}: {export_checkpoint(checkpoint, output, merge=merge)}")
+
+
+@app.command()
+def machines(
+    name: Annotated[str, typer.Argument(help="ddp, fsdp2 or zero3.")],
+) -> None:
+    """Print a configuration for several devices: accelerate launch --config_file FILE."""
+    from cwdpo_bench.train.machines import configuration
+
+    print(configuration(name), end="")
 
 
 @app.command()

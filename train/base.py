@@ -13,6 +13,8 @@ import torch
 from transformers import PreTrainedModel, Trainer
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.train import processes
+from cwdpo_bench.vlm import is_sharded
 
 
 class BaseTrainer(Trainer):
@@ -21,6 +23,8 @@ class BaseTrainer(Trainer):
     def __init__(self, **kwargs: Any) -> None:
         """Take what the next class takes."""
         super().__init__(**kwargs)
+        if self.is_fsdp_enabled and is_sharded(self.model):
+            processes.leave_sharded(self.accelerator)
         self._recorded: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def record(self, metrics: Mapping[str, torch.Tensor | float]) -> None:
@@ -60,14 +64,18 @@ class BaseTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def load_weights(self, folder: Path) -> None:
-        """Take the weights that `save_pretrained` wrote to a folder."""
-        self._load_from_checkpoint(str(folder))
+        """Take the weights that `processes.keep_weights` wrote to a folder."""
+        if not processes.take_weights(self.model, folder):
+            self._load_from_checkpoint(str(folder))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means of our metrics since the last log."""
+        """Add the means of our metrics since the last log, over all processes."""
         if "loss" in logs:
-            for name, values in self._recorded.items():
-                logs[name] = torch.stack([value.cpu() for value in values]).mean().item()
+            own = {
+                name: torch.stack([value.cpu() for value in values]).mean().item()
+                for name, values in self._recorded.items()
+            }
+            logs.update(processes.means(own))
             self._recorded.clear()
         if "train_loss" in logs:
             logs["train_loss"] = self._mean_loss(logs["train_loss"])

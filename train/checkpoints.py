@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.train import processes
 from cwdpo_bench.train.base import BaseTrainer
 from cwdpo_bench.vlm import VLM
 
@@ -66,8 +67,16 @@ def memory_errors(trainer: BaseTrainer) -> Iterator[None]:
 
 
 def save(vlm: VLM, trainer: BaseTrainer, folder: Path) -> None:
-    """Write the model as `save_pretrained` does, the processor and the Trainer's state."""
-    with disk_errors(folder):
-        vlm.model.save_pretrained(str(folder))
-        vlm.processor.save_pretrained(str(folder))
-        trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+    """Write the model as `save_pretrained` does, the processor and the Trainer's state.
+
+    To be called by all processes, of which the first writes.
+    """
+    with disk_errors(folder), processes.first_writes() as writes:
+        if trainer.is_deepspeed_enabled:
+            # Only its engine can put the weights together.
+            trainer.save_model(str(folder))
+        else:
+            processes.save_pretrained(vlm.model, folder)
+        if writes:
+            vlm.processor.save_pretrained(str(folder))
+            trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import read_json, write_json
+from cwdpo_bench.train import processes
 from cwdpo_bench.train.data import Pair, normalized
 from cwdpo_bench.train.negatives import CUT_OFF, EMPTY, EQUAL
 from cwdpo_bench.vlm import Sample
@@ -61,13 +62,15 @@ def with_own_answers(
     """
     missing = [pair for pair in pairs if pair.corrected is None]
     file = folder / OWN_FILE
-    if not file.is_file():
+    if not processes.agreed(file.is_file()):
         answers = draw(missing) if missing else []
         rows = [
             {"id": pair.id, "text": answer.text, "ended": answer.ended}
             for pair, answer in zip(missing, answers, strict=True)
         ]
-        write_json(file, rows)
+        with processes.first_writes() as writes:
+            if writes:
+                write_json(file, rows)
     own = {row["id"]: row for row in read_json(file)}
     reasons: Counter[str] = Counter()
     done = []

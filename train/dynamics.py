@@ -33,6 +33,7 @@ from cwdpo_bench.train.influence import Step, agreement, measure_influence, too_
 from cwdpo_bench.train.probes import ANSWER_KINDS, Core, Probe, core_columns
 from cwdpo_bench.train.residuals import CoolingRule, PairLoss, Pull, Scores, easy_shares, pull
 from cwdpo_bench.train.sections import Dynamics
+from cwdpo_bench.vlm import is_sharded
 
 OnMeasure = Callable[[list[dict[str, Any]]], None]
 """Called after every measurement with the rows of its stage."""
@@ -205,7 +206,7 @@ class DynamicsCallback(TrainerCallback):
         if not pairs:
             return {}, []
         self.left_out = too_large(model, len(pairs))
-        if args.deepspeed or args.fsdp:
+        if is_sharded(model):
             self.left_out = "the weights are spread over several processes"
         if self.left_out is not None:
             return {}, []

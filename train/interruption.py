@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from cwdpo_bench.train import processes
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,7 +46,9 @@ class SaveOnSignal(TrainerCallback):
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop where a signal has come."""
+        """Save and stop where a signal has come, to this process or to another one."""
+        told = processes.gathered(self._received)
+        self._received = next((number for number in told if number is not None), None)
         if self._received is not None:
             control.should_save = True
             control.should_training_stop = True

@@ -24,12 +24,13 @@ from transformers import TrainerCallback
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import read_json, write_json
+from cwdpo_bench.train import processes
 from cwdpo_bench.train.data import Pair, normalized
 from cwdpo_bench.train.reference import Reference
 from cwdpo_bench.train.rewards import RewardFunction
 from cwdpo_bench.train.sections import Filter, OnPolicy, Sampling
 from cwdpo_bench.train.terms import SequenceScores
-from cwdpo_bench.vlm import VLM, Sample, encode_prompt, sample
+from cwdpo_bench.vlm import VLM, Sample, encode_prompt, is_sharded, sample
 
 SAMPLES_A_BATCH = 64
 EMPTY, EQUAL, EASY = "empty", "equal to chosen", "extremely easy"
@@ -136,7 +137,16 @@ def judge_sampled(
 
 
 def frozen_copy(vlm: VLM) -> VLM:
-    """The policy of now, which training does not move; weights that do not train are shared."""
+    """The policy of now, which training does not move; weights that do not train are shared.
+
+    Raises:
+        UserError: the weights are spread over several processes.
+    """
+    if is_sharded(vlm.model):
+        raise UserError(
+            "on_policy keeps a frozen copy of the policy, which weights that are spread over "
+            "several processes do not allow; remove the key, or train without FSDP"
+        )
     shared = {id(p): p for p in vlm.model.parameters() if not p.requires_grad}
     model = copy.deepcopy(vlm.model, memo=shared).requires_grad_(False).eval()
     return VLM(model, vlm.processor, vlm.name)
@@ -199,9 +209,10 @@ class OnPolicyNegatives(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Sample before the first step, or take up what the interrupted run had sampled."""
-        for step in self._steps():
-            if step > state.global_step or state.global_step == 0:
-                self._file(step).unlink(missing_ok=True)
+        with processes.first_writes() as writes:
+            for step in self._steps() if writes else ():
+                if step > state.global_step or state.global_step == 0:
+                    self._file(step).unlink(missing_ok=True)
         if state.global_step == 0:
             self._refresh(0)
         else:
@@ -244,7 +255,10 @@ class OnPolicyNegatives(TrainerCallback):
                 continue
             rows.append({"place": place, "id": pair.id, "text": pair.rejected, "scores": own})
         counts = {"step": step, "sampled": number, "kept": len(rows), "dropped": dict(dropped)}
-        write_json(self._file(step), {**counts, "answers": rows})
+        # Every process draws the same answers; where rounding makes them differ, the first's count.
+        with processes.first_writes() as writes:
+            if writes:
+                write_json(self._file(step), {**counts, "answers": rows})
         self._take_up(step)
 
     def _take_up(self, step: int) -> None:

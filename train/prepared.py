@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.train import processes
 from cwdpo_bench.train.data import Pair
 from cwdpo_bench.vlm import (
     VLM,
@@ -80,7 +81,8 @@ class PreparedPairs:
         self._bytes, self._left_out = 0, 0
         self._map: mmap.mmap | None = None
         folder = folder or Path(tempfile.gettempdir())
-        self._limit = min(limit, shutil.disk_usage(folder).free / 2)
+        # Every process keeps a file of its own.
+        self._limit = min(limit, shutil.disk_usage(folder).free / 2) / processes.count()
         training = vlm.model.training
         vlm.model.eval()
         try:

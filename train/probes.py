@@ -13,7 +13,6 @@ All answers of a pair stand behind one prompt, so that a packed batch computes i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,11 +38,14 @@ from cwdpo_bench.vlm import (
     Batch,
     Distribution,
     EncodedPrompt,
+    at_the_head,
     average_confidence,
     batch_completions,
     completion_hidden,
     completion_statistics,
+    device_of,
     encode_prompt,
+    frozen_head,
     greedy_ids,
     merge_prompts,
     output_head,
@@ -138,10 +140,8 @@ class Probe:
             seed: of what the probes draw.
         """
         self.vlm, self.pairs, self._batch_size = vlm, list(pairs), batch_size
-        head = output_head(vlm.model)
         # Where the head itself is trained, the initial distribution needs the head of now.
-        trained = any(parameter.requires_grad for parameter in head.parameters())  # type: ignore[attr-defined]
-        self._initial_head = copy.deepcopy(head) if trained else head
+        self._initial_head = frozen_head(vlm.model)
         prompts = [encode_prompt(vlm.processor, pair.open()) for pair in self.pairs]
         # A rejected answer that stands under images of its own has a prompt of its own.
         self._prompt_of_rejected = {}
@@ -173,13 +173,12 @@ class Probe:
         """
         chosen, rejected, tokens, where = [], [], [], []
         for block, initial in zip(self._core, self._initial_hidden, strict=True):
-            hidden = self._hidden(model, block)
-            other = Distribution(initial.to(hidden.device), self._initial_head)
-            answers, rows = _row_statistics(model, hidden, block, CHOSEN, other)
+            other = Distribution(initial.to(device_of(model)), self._initial_head)
+            answers, losers, rows = self._core_block(model, block, other)
             chosen.append(answers)
             tokens.append(rows)
-            if len(block.rows(REJECTED)):
-                rejected.append(_row_statistics(model, hidden, block, REJECTED)[0])
+            if losers is not None:
+                rejected.append(losers)
                 where += [item.pair for item in block.items if item.kind == REJECTED]
         core = Core(
             chosen=_joined(chosen),
@@ -227,7 +226,7 @@ class Probe:
         """
         items = [*self._pair_items([pair]), *self._greedy_items(GREEDY, model, [pair])]
         (block,) = self._blocks(items, self._prompts)
-        return [item.kind for item in block.items], block.batch.to(_device(model))
+        return [item.kind for item in block.items], block.batch.to(device_of(model))
 
     def _pair_items(self, indices: Sequence[int]) -> list[_Item]:
         items = []
@@ -293,12 +292,31 @@ class Probe:
     @torch.no_grad()
     def _hidden(model: Any, block: _Block) -> torch.Tensor:
         with _evaluating(model):
-            return completion_hidden(model, block.batch.to(_device(model)))
+            return completion_hidden(model, block.batch.to(device_of(model)))
+
+    @staticmethod
+    @torch.no_grad()
+    def _core_block(
+        model: Any, block: _Block, other: Distribution
+    ) -> tuple[Answers, Answers | None, dict[str, torch.Tensor]]:
+        """Chosen and rejected answers of one forward, and the chosen ones' tokens."""
+        found: list[tuple[Answers, dict[str, torch.Tensor]]] = []
+
+        def compute(hidden: torch.Tensor) -> torch.Tensor:
+            found.append(_row_statistics(model, hidden, block, CHOSEN, other))
+            if len(block.rows(REJECTED)):
+                found.append(_row_statistics(model, hidden, block, REJECTED))
+            return hidden
+
+        with _evaluating(model):
+            at_the_head(model, block.batch.to(device_of(model)), compute)
+        (chosen, tokens), *rest = found
+        return chosen, rest[0][0] if rest else None, tokens
 
     @torch.no_grad()
     def _scores(self, model: Any, block: _Block) -> Scores:
         with _evaluating(model):
-            batch = block.batch.to(_device(model))
+            batch = block.batch.to(device_of(model))
             return _answer_scores(completion_statistics(model, batch).logps, batch.mask)
 
 
@@ -370,11 +388,6 @@ def _joined(parts: list[Answers]) -> Answers:
     scores = Scores(*(torch.cat(column) for column in zip(*(p.scores for p in parts), strict=True)))
     rest = zip(*(part[1:] for part in parts), strict=True)
     return Answers(scores, *(torch.cat(column) for column in rest))
-
-
-def _device(model: Any) -> torch.device:
-    device: torch.device = next(model.parameters()).device
-    return device
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import sha256_of, write_with
+from cwdpo_bench.train import processes
 from cwdpo_bench.train.data import ImageSource, Masked, Pair
 from cwdpo_bench.train.terms import SequenceScores
 from cwdpo_bench.vlm import processor_fingerprint, weights_fingerprint
@@ -51,13 +52,15 @@ def kept_reference(
     Raises:
         UserError: the file was computed from something else, or is not such a file.
     """
-    if path.is_file():
+    if processes.agreed(path.is_file()):
         return _read(path, fingerprint, views)
     reference = score()
     # Two rows a view: the sums and the means.
     columns = {view: torch.stack(scores) for view, scores in reference.items()}
     metadata = {"fingerprint": json.dumps(fingerprint)}
-    write_with(path, lambda temporary: save_file(columns, temporary, metadata=metadata))
+    with processes.first_writes() as writes:
+        if writes:
+            write_with(path, lambda temporary: save_file(columns, temporary, metadata=metadata))
     return reference
 
 

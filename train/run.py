@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_json, write_text
+from cwdpo_bench.train import processes
 from cwdpo_bench.train.checkpoints import save
 from cwdpo_bench.train.data import Pair, read_pairs, split_stages
 from cwdpo_bench.train.dynamics import DynamicsLog
@@ -30,7 +33,7 @@ from cwdpo_bench.train.trainer import autocast_of
 from cwdpo_bench.train.verdict import Verdict, worst
 from cwdpo_bench.train.views import OWN, by_image, has_image_contrast, under_image
 from cwdpo_bench.train.watch import Measured, Stage, StepReport, Watch
-from cwdpo_bench.vlm import VLM
+from cwdpo_bench.vlm import VLM, is_sharded
 
 
 def train(
@@ -62,6 +65,9 @@ def train(
     Raises:
         UserError: bad data, model, recipe or folder; a loss that is not finite.
     """
+    # The first stage's arguments meet the launcher's other processes, where there are any.
+    arguments = training_arguments(recipe, _first_stage(recipe, output))
+    processes.meet(arguments)
     rejected = any(needs_rejected(objective) for objective in recipe.stages().values())
     if recipe.data.curriculum != "none" and not rejected:
         raise UserError(
@@ -72,14 +78,17 @@ def train(
     pairs, probe_pairs = _hold_out(recipe, rows.pairs, probe)
     record = new_record(recipe, model_name or model, data, rows, probe)
     record["data"].update(pairs=len(pairs), probe_pairs=len(probe_pairs))
-    record = take_up(output, recipe, record, resume)
+    if processes.is_first():
+        record = take_up(output, recipe, record, resume)
+    record = processes.agreed(record)
     if record["status"] == "finished":
         return record
 
-    vlm = start_model(recipe, model)
+    vlm = processes.shard(start_model(recipe, model), arguments)
     record["model"].update(base=base_name(vlm), init=init_record(recipe))
-    write_text(output / "recipe.yaml", recipe.to_yaml())
-    write_json(output / "provenance.json", record)
+    if processes.is_first():
+        write_text(output / "recipe.yaml", recipe.to_yaml())
+    _keep(output, record)
     watch = Watch(
         Probe(
             vlm,
@@ -94,13 +103,16 @@ def train(
         report,
         measured,
     )
-    prepared = _prepare(recipe, vlm, pairs, output)
+    # Whoever goes on with a run reads its rows before the first process adds to them.
+    processes.wait()
+    prepared = _prepare(recipe, vlm, pairs, output, arguments)
     record["data"]["prepared"] = prepared.provenance()
+    record["processes"] = {"count": processes.count(), "sharded": is_sharded(vlm.model)}
     parts = _share_out(recipe, pairs)
     for name, objective in recipe.stages().items():
         last = name == list(recipe.stages())[-1]
         if name in record["stages"]:
-            vlm = vlm if last else load(recipe, str(output / name))
+            vlm = vlm if last else _load_stage(recipe, output / name, arguments)
             continue
         offset = sum(done["steps"] for done in record["stages"].values())
         stage = Stage(name, objective, parts[name], output / name, offset)
@@ -115,16 +127,37 @@ def train(
             "seconds": round(time.monotonic() - started, 1),
         }
         record["warnings"] += _warnings(recipe.key_of(name), record["stages"][name])
-        write_json(output / "provenance.json", record)
+        _keep(output, record)
+        if trainer.is_deepspeed_enabled and not last:
+            # Its engine has taken the model apart; the next stage gets a new one.
+            vlm = _load_stage(recipe, stage.folder, arguments)
     verdict = worst([Verdict(**stage["verdict"]) for stage in record["stages"].values()])
     record["verdict"] = verdict.record()
     title = f"{recipe.name}: {verdict.sentence}"
-    plot_dynamics(watch.log.rows, output / "dynamics.png", title)
-    if watch.log.influence:
-        plot_influence(watch.log.influence, output / "influence.png", recipe.name)
+    if processes.is_first():
+        plot_dynamics(watch.log.rows, output / "dynamics.png", title)
+        if watch.log.influence:
+            plot_influence(watch.log.influence, output / "influence.png", recipe.name)
     record["status"] = "finished"
-    write_json(output / "provenance.json", record)
+    _keep(output, record)
     return record
+
+
+def _keep(output: Path, record: dict[str, Any]) -> None:
+    """The provenance so far, written by the first process."""
+    with processes.first_writes() as writes:
+        if writes:
+            write_json(output / "provenance.json", record)
+
+
+def _first_stage(recipe: Recipe, output: Path) -> Stage:
+    name, objective = next(iter(recipe.stages().items()))
+    return Stage(name, objective, [], output / name, 0)
+
+
+def _load_stage(recipe: Recipe, folder: Path, arguments: TrainingArguments) -> VLM:
+    """The policy with which a stage that is done ended."""
+    return processes.shard(load(recipe, str(folder)), arguments)
 
 
 def _warnings(key: str, record: dict[str, Any]) -> list[str]:
@@ -134,10 +167,10 @@ def _warnings(key: str, record: dict[str, Any]) -> list[str]:
     return []
 
 
-def _prepare(recipe: Recipe, vlm: VLM, pairs: list[Pair], output: Path) -> PreparedPairs:
+def _prepare(
+    recipe: Recipe, vlm: VLM, pairs: list[Pair], output: Path, arguments: TrainingArguments
+) -> PreparedPairs:
     """Tokens and images of all stages' pairs, made once."""
-    name, objective = next(iter(recipe.stages().items()))
-    arguments = training_arguments(recipe, Stage(name, objective, pairs, output / name, 0))
     views = {view for stage in recipe.stages().values() for view in needed_views(stage)}
     images = {OWN, *by_image(sorted(views), contrast=has_image_contrast(pairs))}
     return PreparedPairs(

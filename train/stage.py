@@ -9,6 +9,7 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.train import processes
 from cwdpo_bench.train.base import BaseTrainer
 from cwdpo_bench.train.checkpoints import (
     disk_errors,
@@ -38,7 +39,7 @@ from cwdpo_bench.train.stage_data import stage_data
 from cwdpo_bench.train.terms import needed_views, needs_rejected
 from cwdpo_bench.train.trainer import PairCollator, PreferenceTrainer, autocast_of, reference_scores
 from cwdpo_bench.train.watch import Stage, Watch
-from cwdpo_bench.vlm import VLM
+from cwdpo_bench.vlm import VLM, is_sharded
 
 
 def train_stage(
@@ -52,6 +53,11 @@ def train_stage(
     """Train one stage; returns what its record says beside the counts."""
     arguments = training_arguments(recipe, stage)
     if isinstance(stage.objective, PPO | GRPO):
+        if is_sharded(vlm.model):
+            raise UserError(
+                f"recipe kind {stage.objective.kind} samples answers while it trains, which is "
+                "not done with weights that are spread over several processes; train without FSDP"
+            )
         dynamics = watch.dynamics(stage, stage.objective, vlm, None)
         stopping = watch.stopping(stage, stage.objective)
         watching = watch.callbacks(stage, None, dynamics, stopping)
@@ -87,7 +93,7 @@ def train_stage(
         vlm,
         folder=stage.folder,
         seed=seed,
-        batch_size=batch_size,
+        batch_size=batch_size * processes.count(),
         score=score,
         score_and_keep=score_and_keep,
     )
@@ -181,9 +187,11 @@ def training_arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
         **recipe.trainer_arguments(stage.objective),
     }
     try:
-        return arguments_class(stage.objective)(output_dir=str(stage.folder), **keys)
+        arguments = arguments_class(stage.objective)(output_dir=str(stage.folder), **keys)
     except (ValueError, TypeError) as error:
         raise UserError(f"recipe {recipe.name}: trainer: {' '.join(str(error).split())}") from error
+    processes.refuse_other_precision(arguments)
+    return arguments
 
 
 def _precision(vlm: VLM, arguments: TrainingArguments, prepared: PreparedPairs) -> str:

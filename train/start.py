@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import read_json
+from cwdpo_bench.train import processes
 from cwdpo_bench.train.recipe import Recipe
 from cwdpo_bench.train.record import seed_of
 from cwdpo_bench.vlm import VLM, freeze_vision, load_vlm, vision_is_frozen
@@ -49,8 +50,15 @@ def init_record(recipe: Recipe) -> dict[str, Any] | None:
 def load(recipe: Recipe, name: str) -> VLM:
     """A folder or Hub id as the recipe's `model:` wants it, adapters trainable."""
     dtype = None if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+    if dtype is None and processes.spreads_weights() and torch.cuda.is_available():
+        dtype = torch.bfloat16
     vlm = load_vlm(
-        name, dtype=dtype, trust_remote_code=recipe.model.trust_remote_code, trainable=True
+        name,
+        dtype=dtype,
+        # What FSDP will spread must not lie on one device before.
+        device="cpu" if processes.spreads_weights() else None,
+        trust_remote_code=recipe.model.trust_remote_code,
+        trainable=True,
     )
     return _frozen(vlm, recipe)
 

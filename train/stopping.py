@@ -20,6 +20,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from cwdpo_bench.train import processes
 from cwdpo_bench.train.dynamics import DynamicsLog
 from cwdpo_bench.train.sections import Dynamics
 from cwdpo_bench.train.verdict import judge
@@ -82,6 +83,9 @@ class EarlyStopping(TrainerCallback):
     def clear(self) -> None:
         """Drop what was kept."""
         self._kept_with_checkpoint = None
+        processes.wait()
+        if not processes.is_first():
+            return
         for folder in self._folder.glob("best-*"):
             shutil.rmtree(folder)
 
@@ -96,23 +100,33 @@ class EarlyStopping(TrainerCallback):
     def _look(self, state: Any, control: Any, model: Any) -> None:
         rows = self._log.of(self._stage)
         step = state.global_step
-        if best_step(rows) == step and state.is_world_process_zero:
-            # Half-written weights must not look whole: the folder gets its name at the end.
-            partial = self._folder / f"partial-best-{step}"
-            shutil.rmtree(partial, ignore_errors=True)
-            model.save_pretrained(str(partial))
-            shutil.rmtree(self._best(step), ignore_errors=True)
-            partial.rename(self._best(step))
-            self._prune()
-        self.reason = stop_reason(rows, self._settings, pushes_down=self._pushes_down)
+        if processes.agreed(best_step(rows) == step):
+            self._keep(step, model)
+        self.reason = processes.agreed(
+            stop_reason(rows, self._settings, pushes_down=self._pushes_down)
+        )
         if self.reason is not None:
             self.stopped_at = step
             control.should_training_stop = True
+
+    def _keep(self, step: int, model: Any) -> None:
+        """Half-written weights must not look whole: the folder gets its name at the end."""
+        partial = self._folder / f"partial-best-{step}"
+        with processes.first_writes() as writes:
+            if writes:
+                shutil.rmtree(partial, ignore_errors=True)
+            processes.keep_weights(model, partial)
+            if writes:
+                shutil.rmtree(self._best(step), ignore_errors=True)
+                partial.rename(self._best(step))
+                self._prune()
 
     def _best(self, step: int) -> Path:
         return self._folder / f"best-{step}"
 
     def _prune(self) -> None:
+        if not processes.is_first():
+            return
         rows = self._log.of(self._stage)
         needed = {self._best(best_step(rows))}
         if self._kept_with_checkpoint is not None:

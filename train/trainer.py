@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
+from cwdpo_bench.train import processes
 from cwdpo_bench.train.base import BaseTrainer
 from cwdpo_bench.train.buckets import LengthBuckets
 from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker
@@ -20,6 +21,7 @@ from cwdpo_bench.train.negatives import Negative
 from cwdpo_bench.train.prepared import PreparedPairs
 from cwdpo_bench.train.reference import Reference as Reference
 from cwdpo_bench.train.sections import Objective
+from cwdpo_bench.train.smoothing import has_constraint
 from cwdpo_bench.train.terms import SequenceScores, loss_and_metrics, needed_views
 from cwdpo_bench.train.views import (
     FROZEN,
@@ -114,7 +116,7 @@ def reference_scores(
     """Score every pair under the policy of now, which a stage then keeps as its reference.
 
     With LoRA the policy of now is base plus adapter as the stage before left it, so the reference
-    is that frozen adapter and never the bare base.
+    is that frozen adapter and never the bare base. Several processes take the batches in turn.
 
     Args:
         vlm: the policy of now.
@@ -130,15 +132,21 @@ def reference_scores(
     vlm.model.eval()
     # Pairs of like length make little padding; their scores go back to the pairs' places.
     order = sorted(range(len(pairs)), key=lambda i: prepared.length(pairs[i]))
-    columns = {view: torch.empty(2, len(pairs)) for view in views}
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    scored: list[tuple[list[int], dict[str, torch.Tensor]]] = []
+    for turn in range(0, len(batches), processes.count()):
+        # A process without a batch of its own goes along: sharded weights need all of them.
+        part = batches[min(turn + processes.rank(), len(batches) - 1)]
         collated = _to_device(collate([(i, pairs[i]) for i in part]), vlm.device)
         with autocast():
             scores = _scores(vlm.model, collated, views)
-        for view, values in scores.items():
-            columns[view][:, part] = torch.stack(values).cpu()
+        scored.append((part, {view: torch.stack(found).cpu() for view, found in scores.items()}))
     vlm.model.train(training)
+    columns = {view: torch.empty(2, len(pairs)) for view in views}
+    for each in processes.gathered(scored):
+        for part, found in each:
+            for view, values in found.items():
+                columns[view][:, part] = values
     return {view: SequenceScores(*values) for view, values in columns.items()}
 
 
@@ -146,6 +154,22 @@ def _to_device(collated: Any, device: torch.device) -> Any:
     if isinstance(collated, dict):
         return {name: _to_device(value, device) for name, value in collated.items()}
     return collated.to(device)
+
+
+def _with_common_mean(scores: SequenceScores) -> SequenceScores:
+    """Scores whose means are those over all processes, in value; the gradient stays this one's.
+
+    Data-parallel training averages gradients, so a function of the mean alone gets the value and
+    the gradient that it has in one process with all the pairs.
+    """
+    number = processes.count()
+    if number == 1:
+        return scores
+    own = torch.stack([column.detach().mean() for column in scores])
+    common = own.clone()
+    torch.distributed.all_reduce(common)
+    shift = common / number - own
+    return SequenceScores(*(column + s for column, s in zip(scores, shift, strict=True)))
 
 
 class _EpochOf(TrainerCallback):
@@ -161,8 +185,8 @@ class _EpochOf(TrainerCallback):
 class PreferenceTrainer(BaseTrainer):
     """The Trainer with one of our objectives.
 
-    Expectations are means over the micro-batch of one process: with gradient accumulation or
-    several processes the penalty of SFT-C is taken a micro-batch, then averaged.
+    Expectations are means over a micro-batch of all processes together: with gradient accumulation
+    the penalty of SFT-C is taken a micro-batch, then averaged.
     """
 
     def __init__(
@@ -194,7 +218,9 @@ class PreferenceTrainer(BaseTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self._lengths is None or self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(train_dataset)
-        sampler = LengthBuckets(self._lengths, self._train_batch_size, self.args.seed)
+        # The batches of all processes at a time are those of one process with so large a batch.
+        together = self._train_batch_size * processes.count()
+        sampler = LengthBuckets(self._lengths, together, self.args.seed)
         self.add_callback(_EpochOf(sampler))
         return sampler
 
@@ -246,6 +272,8 @@ class PreferenceTrainer(BaseTrainer):
         index = inputs["index"].cpu()
         with autocast_of(self.args):
             scores = _scores(model, inputs, self._views)
+        if has_constraint(self._objective):
+            scores["rejected"] = _with_common_mean(scores["rejected"])
         reference = None
         if self._reference is not None:
             device = inputs["index"].device

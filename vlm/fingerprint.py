@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
+from cwdpo_bench.vlm.sharding import reshard, whole
+
 
 def weights_fingerprint(model: Any) -> str:
     """Of all parameters, adapters included: names, shapes, types and values."""
     digest = hashlib.sha256()
+    reshard(model)
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+        values = whole(parameter.detach()).cpu().contiguous().flatten().view(torch.uint8)
         digest.update(values.numpy().data)
     return digest.hexdigest()
 

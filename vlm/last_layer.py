@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cwdpo_bench.vlm.model import cache_name
+from cwdpo_bench.vlm.sharding import is_partitioned_by_deepspeed
 
 Forward = Callable[..., torch.Tensor]
 
@@ -45,7 +46,8 @@ def last_layer_on_tail(model: Any, tail: int) -> Iterator[None]:
     """Within, the model's last decoder layer returns the last `tail` positions of each row.
 
     Under gradient checkpointing in training it returns all positions as ever: there a layer that is
-    given a cache is refused by transformers. Callers take the last `tail` positions either way.
+    given a cache is refused by transformers. So it does under DeepSpeed's ZeRO-3, which notes the
+    order in which modules run and end. Callers take the last `tail` positions either way.
 
     Args:
         model: a vision-language model, maybe with adapters, whose decoder layers keep their keys
@@ -53,7 +55,8 @@ def last_layer_on_tail(model: Any, tail: int) -> Iterator[None]:
         tail: positions [R, tail] to keep, at least one.
     """
     layer = model.get_decoder().layers[-1]
-    if getattr(layer, "gradient_checkpointing", False) and layer.training:
+    checkpointed = getattr(layer, "gradient_checkpointing", False) and layer.training
+    if checkpointed or is_partitioned_by_deepspeed(layer):
         yield
         return
     whole = layer.forward

@@ -6,6 +6,7 @@ log-softmax is taken in fp32. Formulas: SPEC 1 (ℓ̄, Δ) and 2 (entropy, top-1
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -15,10 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from cwdpo_bench.errors import UserError
 from cwdpo_bench.vlm.batch import Batch
 from cwdpo_bench.vlm.last_layer import last_layer_on_tail
 from cwdpo_bench.vlm.model import cache_name
 from cwdpo_bench.vlm.packing import branch_mask
+from cwdpo_bench.vlm.sharding import is_sharded, reshard, whole
 from cwdpo_bench.vlm.vision import forward_inputs
 
 MAX_BLOCK = 2**24
@@ -125,62 +128,110 @@ def _with_statistics(
 
 
 def output_head(model: Any) -> Head:
-    """The model's head as a function of hidden states."""
-    head: Head = model.get_output_embeddings()
-    return head
+    """The model's head as a function of hidden states; of sharded weights `at_the_head` only."""
+    head = model.get_output_embeddings()
+    return lambda hidden: head.forward(hidden)  # type: ignore[no-any-return]
+
+
+def frozen_head(model: Any) -> Head:
+    """The head of now, which training does not move.
+
+    Raises:
+        UserError: it is sharded, trained, and more than one matrix.
+    """
+    head = model.get_output_embeddings()
+    if not any(parameter.requires_grad for parameter in head.parameters()):
+        return output_head(model)
+    if not is_sharded(head):
+        return copy.deepcopy(head)  # type: ignore[no-any-return]
+    if {name for name, _ in head.named_parameters()} - {"weight", "bias"}:
+        raise UserError(
+            "an adapter on the output head cannot be kept beside sharded weights; leave the head "
+            "out of lora.target_modules, or train without FSDP"
+        )
+    reshard(head)
+    weight = whole(head.weight.detach()).clone()
+    bias = None if head.bias is None else whole(head.bias.detach()).clone()
+    return lambda hidden: torch.nn.functional.linear(
+        hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+    )
 
 
 @contextmanager
-def _head_bypassed(model: Any) -> Iterator[None]:
-    """Let the model's own forward return hidden states where it would return logits.
+def _head_returns(model: Any, compute: Head) -> Iterator[None]:
+    """Let the model's own forward return `compute(hidden)` where it would return logits.
 
-    Going through the outer forward keeps wrappers (PEFT, DDP) and every family's own handling of
-    images; only the head is taken out, so that it can be applied in blocks.
+    Going through the outer forward keeps wrappers (PEFT, DDP, FSDP) and every family's own handling
+    of images. Within `compute` the head is itself again, so that it can be applied in blocks; that
+    is also the only place where sharded weights of a head are whole.
     """
     head = model.get_output_embeddings()
-    head.forward = lambda hidden: hidden
+    own = vars(head).get("forward")
+
+    def restore() -> None:
+        vars(head).pop("forward", None)
+        if own is not None:
+            head.forward = own
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        restore()
+        return compute(hidden)
+
+    head.forward = forward
     try:
         yield
     finally:
-        del head.forward
+        restore()
 
 
-def completion_hidden(model: Any, batch: Batch, cache: Any = None) -> torch.Tensor:
-    """Hidden states [B, L, H] that predict the completion tokens of a batch, packed or plain.
+def at_the_head(model: Any, batch: Batch, compute: Head, cache: Any = None) -> torch.Tensor:
+    """What `compute` makes of the hidden states [B, L, H] that predict a batch's completion tokens.
+
+    It is called once, within the head's own call, and what it returns comes back through the
+    model's forward: a loss must be made of that, or wrappers do not see it.
 
     Args:
         model: a (wrapped) vision-language model.
-        batch: on the model's device.
+        batch: on the model's device, packed or plain.
+        compute: tensor to tensor; may call `output_head`.
         cache: of a packed batch, the keys and values of all positions before its tail: the model
             has read the prompts and goes on from there. It grows by the tail.
     """
     length = batch.targets.shape[1]
     inner = getattr(model, "module", model)
     inputs = forward_inputs(batch.inputs)
+    found: torch.Tensor
     if batch.segments is not None and batch.tail is not None and batch.columns is not None:
         dtype = inner.get_input_embeddings().weight.dtype
-        tail = len(batch.tail)
+        tail, columns = len(batch.tail), batch.columns
+
+        def of_tail(hidden: torch.Tensor) -> torch.Tensor:
+            return compute(hidden[:, -tail:].flatten(0, 1)[columns])
+
         if cache is not None:
             name = cache_name(inspect.signature(inner.get_decoder().forward).parameters)
-            with _head_bypassed(inner):
-                read = model(
+            with _head_returns(inner, of_tail):
+                found = model(
                     input_ids=batch.inputs["input_ids"][:, -tail:],
                     position_ids=batch.inputs["position_ids"][..., -tail:],
                     attention_mask=branch_mask(batch.segments, dtype, tail),
                     use_cache=True,
                     **{name: cache},
                 ).logits
-            after: torch.Tensor = read.flatten(0, 1)[batch.columns]
-            return after
+            return found
         mask = branch_mask(batch.segments, dtype)
-        with _head_bypassed(inner), last_layer_on_tail(inner, tail):
-            packed = model(**inputs, attention_mask=mask, use_cache=False).logits
-        rows: torch.Tensor = packed[:, -tail:].flatten(0, 1)[batch.columns]
-        return rows
-    with _head_bypassed(inner):
+        with _head_returns(inner, of_tail), last_layer_on_tail(inner, tail):
+            found = model(**inputs, attention_mask=mask, use_cache=False).logits
+        return found
+    with _head_returns(inner, lambda hidden: compute(hidden[:, -(length + 1) : -1])):
         # One column more: the last prompt token predicts the first completion token.
-        hidden: torch.Tensor = model(**inputs, logits_to_keep=length + 1, use_cache=False).logits
-    return hidden[:, -(length + 1) : -1]
+        found = model(**inputs, logits_to_keep=length + 1, use_cache=False).logits
+    return found
+
+
+def completion_hidden(model: Any, batch: Batch, cache: Any = None) -> torch.Tensor:
+    """Hidden states [B, L, H] that predict the completion tokens; arguments of `at_the_head`."""
+    return at_the_head(model, batch, lambda hidden: hidden, cache)
 
 
 def completion_statistics(
@@ -201,14 +252,22 @@ def completion_statistics(
         cache: see `completion_hidden`.
     """
     mask = batch.mask
-    second = None if other is None else Distribution(other.hidden[mask], other.head)
-    flat = token_statistics(
-        completion_hidden(model, batch, cache)[mask],
-        output_head(getattr(model, "module", model)),
-        batch.targets[mask],
-        statistics=statistics,
-        other=second,
-    )
+    found: list[TokenStatistics] = []
+
+    def compute(hidden: torch.Tensor) -> torch.Tensor:
+        found.append(
+            token_statistics(
+                hidden[mask],
+                output_head(getattr(model, "module", model)),
+                batch.targets[mask],
+                statistics=statistics,
+                other=None if other is None else Distribution(other.hidden[mask], other.head),
+            )
+        )
+        return found[0].logps
+
+    logps = at_the_head(model, batch, compute, cache)
+    flat = found[0]._replace(logps=logps)
     columns: list[Any] = [None if values is None else _unflatten(values, mask) for values in flat]
     return TokenStatistics(*columns)
 

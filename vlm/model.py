@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.vlm.sharding import device_of, is_sharded
 from cwdpo_bench.vlm.vision import batch_windows, multiply_patches
 
 
@@ -45,9 +46,8 @@ class VLM:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's first parameter lies."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
+        """Where the model computes."""
+        return device_of(self.model)
 
 
 def cache_name(known: Container[str]) -> str:
@@ -65,7 +65,8 @@ def evaluating(model: Any) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        # What FSDP gathers under inference mode could not take part in a backward pass later.
+        with torch.no_grad() if is_sharded(model) else torch.inference_mode():
             yield
     finally:
         model.train(training)

@@ -20,6 +20,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from cwdpo_bench.vlm.batch import PER_TOKEN, EncodedPrompt
+from cwdpo_bench.vlm.sharding import is_sharded
 
 IMAGE_EMBEDDINGS = "image_embeddings"
 """Name under which a prompt's image embeddings [image tokens, H] stand among its inputs."""
@@ -61,6 +62,8 @@ def embedding_refusal(model: Any) -> str | None:
         return "this version of transformers takes pixels alone"
     if not vision_is_frozen(model):
         return "the vision tower is trained"
+    if is_sharded(model):
+        return "the tower's weights are spread over several processes"
     return None
 
 
