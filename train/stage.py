@@ -37,6 +37,7 @@ from cwdpo_bench.train.sections import CWDPO, GRPO, PPO
 from cwdpo_bench.train.smoothing import has_constraint, share_active
 from cwdpo_bench.train.stage_data import stage_data
 from cwdpo_bench.train.terms import needed_views, needs_rejected
+from cwdpo_bench.train.tokens import TokenCount
 from cwdpo_bench.train.trainer import PairCollator, PreferenceTrainer, autocast_of, reference_scores
 from cwdpo_bench.train.watch import Stage, Watch
 from cwdpo_bench.vlm import VLM, is_sharded
@@ -62,8 +63,8 @@ def train_stage(
         stopping = watch.stopping(stage, stage.objective)
         watching = watch.callbacks(stage, None, dynamics, stopping)
         sampled = sampled_trainer(stage.objective, vlm, stage.pairs, prepared, arguments, watching)
-        _run_trainer(sampled, stage, watch, resume)
-        return sampled, watch.outcome(sampled, stage, dynamics, stopping)
+        tokens = _run_trainer(sampled, vlm, stage, watch, resume)
+        return sampled, tokens | watch.outcome(sampled, stage, dynamics, stopping)
     batch_size = arguments.per_device_train_batch_size
 
     def score(pairs: list[Pair], views: Sequence[str], policy: VLM = vlm) -> Reference:
@@ -137,7 +138,7 @@ def train_stage(
             easy_below=easy_below,
         )
         trainer.add_callback(on_policy)
-    _run_trainer(trainer, stage, watch, resume)
+    details |= _run_trainer(trainer, vlm, stage, watch, resume)
     details["cooling"] = _cooling_record(cooling)
     details |= watch.outcome(trainer, stage, dynamics, stopping)
     if on_policy is not None:
@@ -148,9 +149,13 @@ def train_stage(
     return trainer, details
 
 
-def _run_trainer(trainer: BaseTrainer, stage: Stage, watch: Watch, resume: bool) -> None:
-    """From the first step or, resumed, from the last whole checkpoint to the end."""
+def _run_trainer(
+    trainer: BaseTrainer, vlm: VLM, stage: Stage, watch: Watch, resume: bool
+) -> dict[str, Any]:
+    """From the first step, or the last whole checkpoint, to the end; tells the `tokens`."""
     trainer.remove_callback(PrinterCallback)
+    tokens = TokenCount(vlm.model)
+    trainer.add_callback(tokens)
     checkpoint = last_whole_checkpoint(stage.folder) if resume else None
     watch.log.forget_after(stage.name, -1 if checkpoint is None else step_of(checkpoint))
     interruption = SaveOnSignal()
@@ -161,6 +166,7 @@ def _run_trainer(trainer: BaseTrainer, stage: Stage, watch: Watch, resume: bool)
     finally:
         interruption.release()
     interruption.raise_if_received(trainer.state.global_step)
+    return {"tokens": tokens.record()}
 
 
 def _cooling_record(
