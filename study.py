@@ -21,7 +21,7 @@ from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.progress import progress_bar
 from cwdpo_bench.study_cell import benchmarks, mark_failed, read_cell, run_cell
-from cwdpo_bench.study_file import Cell, Study, cells, load_study, tries
+from cwdpo_bench.study_file import Cell, Study, cells, load_study, start_of, tries
 from cwdpo_bench.study_record import write_results
 
 Say = Callable[[str], None]
@@ -54,7 +54,11 @@ def run_study(file: Path, output: Path, *, jobs: int = 1, say: Say) -> dict[str,
     for name, value in chosen.items():
         say(f"{name}: {study.tune.key if study.tune else ''}={value} won on validation data")
     planned = cells(study, chosen)
-    failed = _run(study, file, planned, output, jobs, say)
+    # First what others start from.
+    failed = {}
+    for wave in (False, True):
+        part = [cell for cell in planned if (study.systems[cell.system].start is not None) == wave]
+        failed |= _run(study, file, part, output, jobs, say)
     record = write_results(study, file, output, planned, attempts, chosen, failed)
     for warning in record["warnings"]:
         say(f"warning: {warning}")
@@ -164,9 +168,15 @@ def plan_text(found: dict[str, Any], jobs: int) -> str:
 
 
 def commands(file: Path, output: Path) -> list[list[str]]:
-    """One command for every cell that can start now: the tries first, then the others."""
-    rows = [row for row in plan(file, output)["cells"] if row["status"] != "finished"]
+    """One command for every cell that can start now: tries first, then what others start from."""
+    every = plan(file, output)["cells"]
+    rows = [row for row in every if row["status"] != "finished"]
     first = [row for row in rows if row["key"].startswith("tune/")]
+    if not first:
+        study = load_study(file)
+        done = {row["key"] for row in every if row["status"] == "finished"}
+        starts = {cell.key: start_of(study, cell) for cell in cells(study, {})}
+        rows = [row for row in rows if (start := starts[row["key"]]) is None or start.key in done]
     return [_command(file, output, row["key"]) for row in first or rows]
 
 
@@ -182,6 +192,9 @@ def _run(
 ) -> dict[str, str]:
     """Run what is not finished; returns the cells that failed and why."""
     left = [cell for cell in planned if read_cell(study, cell, output)["status"] != "finished"]
+    # Seed by seed: a study that is stopped early has every row, with fewer seeds.
+    seeds = {seed: index for index, seed in enumerate(study.seeds)}
+    left.sort(key=lambda cell: seeds.get(cell.seed, 0))
     if not left:
         return {}
     running: set[subprocess.Popen[bytes]] = set()

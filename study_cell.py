@@ -24,7 +24,7 @@ from cwdpo_bench import __version__
 from cwdpo_bench.cli_options import model_path
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import read_json, write_json
-from cwdpo_bench.study_file import Cell, Study, recipe_of
+from cwdpo_bench.study_file import Cell, Study, recipe_of, start_of
 from cwdpo_bench.train.data import fingerprint
 
 RECORD = "cell.json"
@@ -121,22 +121,27 @@ def _train_and_score(study: Study, cell: Cell, folder: Path, record: dict[str, A
     from cwdpo_bench.train.run import train
     from cwdpo_bench.vlm import load_vlm
 
-    start = model_path(study.model)
-    recipe, model, seconds = recipe_of(study, cell), start, record["seconds"]
+    base = model_path(study.model)
+    recipe, model, seconds = recipe_of(study, cell), base, record["seconds"]
     if recipe is not None:
-        data, probe = _pairs(study)
+        data, probe = _pairs(study, cell)
         model = str(folder / "checkpoint")
+        before = _start(study, cell, folder)
         with _timed(seconds, "train"):
             made = train(
                 recipe,
-                model=start,
-                model_name=study.model,
+                model=base if before is None else str(before / "checkpoint"),
+                model_name=study.model if before is None else before.parent.name,
                 data=data,
                 probe=probe,
                 output=folder / "checkpoint",
                 resume=(folder / "checkpoint" / "provenance.json").is_file(),
             )
         record["training"] = _training(made, recipe)
+        if before is not None:
+            earlier = read_json(before / RECORD)["training"]
+            for key in ("pairs_seen", "steps", "tokens_trained", "tokens_read"):
+                record["training"][key] += earlier[key]
     with _timed(seconds, "run"):
         run_tasks(
             model,
@@ -147,7 +152,7 @@ def _train_and_score(study: Study, cell: Cell, folder: Path, record: dict[str, A
             limit=study.limit,
             batch_size=study.batch_size,
             # By its short name: where the model lies must not change a signature.
-            reference_model=replace(load_vlm(start), name=Path(study.model).name)
+            reference_model=replace(load_vlm(base), name=Path(study.model).name)
             if study.shift
             else None,
         )
@@ -156,6 +161,17 @@ def _train_and_score(study: Study, cell: Cell, folder: Path, record: dict[str, A
         shutil.rmtree(leftover)
     record["status"] = "finished"
     write_json(folder / RECORD, record)
+
+
+def _start(study: Study, cell: Cell, folder: Path) -> Path | None:
+    """The finished folder of the cell that this one trains on."""
+    start = start_of(study, cell)
+    if start is None:
+        return None
+    before = folder.parents[2] / start.key
+    if read_cell(study, start, folder.parents[2])["status"] != "finished":
+        raise UserError(f"{before}: is not finished, and {cell.key} starts from it; run it first")
+    return before
 
 
 def _training(made: Mapping[str, Any], recipe: Any) -> dict[str, Any]:
@@ -171,6 +187,8 @@ def _training(made: Mapping[str, Any], recipe: Any) -> dict[str, Any]:
         "pairs": made["data"]["pairs"],
         "pairs_seen": seen,
         "steps": sum(stage["steps"] for stage in made["stages"].values()),
+        "tokens_trained": sum(stage["tokens"]["trained"] for stage in made["stages"].values()),
+        "tokens_read": sum(stage["tokens"]["read"] for stage in made["stages"].values()),
         "stages": {
             name: {key: stage[key] for key in ("objective", "pairs", "steps", "seconds")}
             for name, stage in made["stages"].items()
@@ -201,11 +219,21 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _pairs(study: Study) -> tuple[Path, Path | None]:
+def _pairs(study: Study, cell: Cell) -> tuple[Path, Path | None]:
+    """Training and held-out pairs. The latter are the study's, so that rows can be compared."""
+    system = study.systems[cell.system]
     if study.data is not None:
-        return study.data, study.probe
+        return system.data or study.data, study.probe
     pairs = demo_world() / "pairs"
-    return pairs / "train.jsonl", pairs / "probe.jsonl"
+    if system.easy_share is not None:
+        return _demo_pairs(system.easy_share), pairs / "probe.jsonl"
+    return system.data or pairs / "train.jsonl", pairs / "probe.jsonl"
+
+
+def _demo_pairs(easy_share: float) -> Path:
+    from cwdpo_bench.demo import training_pairs
+
+    return training_pairs(easy_share)
 
 
 # --- fingerprint ---------------------------------------------------------------------------------
@@ -214,8 +242,10 @@ def _pairs(study: Study) -> tuple[Path, Path | None]:
 def _fingerprint(study: Study, cell: Cell) -> dict[str, Any]:
     """All that a cell's figures depend on."""
     recipe = recipe_of(study, cell)
-    data, probe = _pairs(study)
+    data, probe = _pairs(study, cell)
+    start = start_of(study, cell)
     return {
+        **({} if start is None else {"start": _fingerprint(study, start)}),
         "recipe": None if recipe is None else recipe.model_dump(mode="json", by_alias=True),
         "model": study.model,
         "data": None if recipe is None else _content(data),

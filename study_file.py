@@ -28,10 +28,18 @@ Settings = dict[str, Any]
 
 
 class System(Section):
-    """One row of the tables: a recipe (`none`: the model untrained) and its own settings."""
+    """One row of the tables: a recipe (`none`: the model untrained) and its own settings.
+
+    `start` names the system whose checkpoint of the same seed is trained on. `steps`, `data` and
+    `easy_share` (of the demo's pairs) take the place of the study's.
+    """
 
     recipe: str
     settings: Settings = Field(default_factory=dict)
+    start: str | None = None
+    steps: Annotated[int, Field(gt=1)] | None = None
+    data: Path | None = None
+    easy_share: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class Tune(Section):
@@ -180,6 +188,14 @@ def cells(study: Study, chosen: Mapping[str, Any]) -> list[Cell]:
     return found
 
 
+def start_of(study: Study, cell: Cell) -> Cell | None:
+    """The cell whose checkpoint this one trains on; None where it starts from the model."""
+    name = study.systems[cell.system].start
+    if name is None:
+        return None
+    return next(c for c in cells(study, {}) if c.system == name and c.seed == cell.seed)
+
+
 def recipe_of(study: Study, cell: Cell) -> Recipe | None:
     """The recipe as the cell runs it; None without training.
 
@@ -188,7 +204,8 @@ def recipe_of(study: Study, cell: Cell) -> Recipe | None:
     """
     if cell.recipe == NO_TRAINING:
         return None
-    steps = [] if study.steps is None else step_settings(load_recipe(cell.recipe), study.steps)
+    asked = study.systems[cell.system].steps or study.steps
+    steps = [] if asked is None else step_settings(load_recipe(cell.recipe), asked)
     # JSON is YAML, whatever the value holds.
     settings = [f"{key}={json.dumps(value)}" for key, value in cell.settings.items()]
     return load_recipe(cell.recipe, [*steps, *settings, f"trainer.seed={cell.seed}"])
@@ -227,6 +244,13 @@ def _check_names(study: Study, file: Path) -> None:
             raise UserError(
                 f"{file}: systems.{name}: becomes a folder's name; use letters, digits, . + = , -"
             )
+    for name, system in study.systems.items():
+        _check_start(study, name, system, file)
+        if system.easy_share is not None and (study.model != "demo" or study.data or system.data):
+            raise UserError(
+                f"{file}: systems.{name}.easy_share: is of the demo's own pairs; write "
+                "`model: demo` without data, or remove it"
+            )
     for name in study.sweeps:
         if name not in study.systems:
             raise UserError(
@@ -253,6 +277,24 @@ def _check_names(study: Study, file: Path) -> None:
         raise UserError(f"{file}: tune.metric: {study.tune.metric} is of none of tune.tasks")
 
 
+def _check_start(study: Study, name: str, system: System, file: Path) -> None:
+    """A start is one trained row that is not itself on the way from here."""
+    if system.start is None:
+        return
+    key, start = f"{file}: systems.{name}.start", study.systems.get(system.start)
+    if start is None:
+        raise UserError(f"{key}: no such system; {nearest(system.start, study.systems)}")
+    if NO_TRAINING in (start.recipe, system.recipe) or system.start in study.sweeps:
+        raise UserError(f"{key}: must be from one trained system, without a sweep, to another")
+    if start.start is not None:
+        raise UserError(f"{key}: {system.start} has a start itself; only one may come before")
+    if study.tune is not None:
+        raise UserError(
+            f"{key}: tries on validation data know no start; remove tune and write the value that "
+            "a study of its own chose"
+        )
+
+
 def _with_paths(study: Study, file: Path) -> Study:
     """Paths made absolute and looked for, and every recipe read once."""
     folder = file.resolve().parent
@@ -274,8 +316,12 @@ def _with_paths(study: Study, file: Path) -> Study:
         raise UserError(f"{file}: tune.data_root: name the validation data, never the test data")
     systems = dict(study.systems)
     for name, system in systems.items():
+        own: dict[str, Any] = {}
         if system.recipe not in shipped_recipes() and (folder / system.recipe).is_file():
-            systems[name] = system.model_copy(update={"recipe": str(folder / system.recipe)})
+            own["recipe"] = str(folder / system.recipe)
+        if system.data is not None:
+            own["data"] = _existing(folder / system.data, file, f"systems.{name}.data")
+        systems[name] = system.model_copy(update=own)
     study = study.model_copy(update={**found, "systems": systems})
     first = study.tune.values[0] if study.tune is not None else None
     for cell in (*tries(study), *cells(study, dict.fromkeys(_trained(study), first))):

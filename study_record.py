@@ -5,9 +5,12 @@ All of it is made from the cells' folders; the same command run again makes it a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from cwdpo_bench.demo.command import DYNAMICS_COLUMNS, last_dynamics
 from cwdpo_bench.evaluate import thumbnails
@@ -17,6 +20,17 @@ from cwdpo_bench.leaderboards import build_report, compare_runs, to_csv, to_json
 from cwdpo_bench.leaderboards.markdown import table
 from cwdpo_bench.study_cell import RECORD, benchmarks
 from cwdpo_bench.study_file import Cell, Study
+
+COSTS = ("pairs", "pairs_seen", "steps", "tokens_trained", "tokens_read")
+CURVES = (
+    *("total_step", "chosen_mean_logp", "rejected_mean_logp", "argmax_mean_logp"),
+    *("greedy_mean_logp", "shuffled_mean_logp", "other_meaning_mean_logp"),
+    *("top1_probability", "entropy", "token_ece", "tv", "js", "cooling_weight"),
+    *("pair_loss", "chosen_residual", "rejected_residual", "easy_loss_share"),
+    *("easy_residual_share", "preference_probability", "loser_gradient_share"),
+    *("influence_belief", "influence_residual", "influence_kernel", "influence_correlation"),
+)
+"""The columns of a training's dynamics that the record keeps."""
 
 
 def write_results(
@@ -133,11 +147,22 @@ def _entry(cell: Cell, output: Path) -> dict[str, Any]:
         "training": record.get("training"),
         "seconds": record["seconds"],
         "dynamics": last_dynamics(checkpoint) if checkpoint.is_dir() else None,
+        "curves": _curves(checkpoint) if checkpoint.is_dir() else None,
         "scores": {
             f"{task}/{metric}": entry["value"]
             for task, result in results["tasks"].items()
             for metric, entry in result["metrics"].items()
         },
+    }
+
+
+def _curves(checkpoint: Path) -> dict[str, list[float | None]]:
+    """Every measurement of the learning dynamics; None where a column was not measured."""
+    frame = pd.read_parquet(checkpoint / "dynamics.parquet")
+    columns = [name for name in CURVES if name in frame]
+    return {
+        name: [None if math.isnan(x) else float(f"{x:.6g}") for x in frame[name].astype(float)]
+        for name in columns
     }
 
 
@@ -168,10 +193,11 @@ def _sections(record: Mapping[str, Any], study: Study) -> str:
     lines = []
     for entry in record["cells"]:
         training = entry["training"] or {}
-        figures = [str(training.get(key, "–")) for key in ("pairs", "pairs_seen", "steps")]
+        figures = [str(training.get(key, "–")) for key in COSTS]
         times = [f"{entry['seconds'][part]:.0f}" for part in ("train", "run")]
         lines.append([entry["row"], str(entry["seed"]), *figures, *times])
-    headings = ["system", "seed", "pairs", "pairs seen", "steps", "train s", "score s"]
+    names = [key.replace("_", " ") for key in COSTS]
+    headings = ["system", "seed", *names, "train s", "score s"]
     parts.append(table(headings, lines) + "\n")
     parts += [f"- {warning}\n" for warning in record["warnings"]]
     if study.tune is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
 
-__all__ = ["base_path", "data_root"]
+__all__ = ["base_path", "data_root", "training_pairs"]
 
 
 def base_path() -> Path:
@@ -29,20 +30,45 @@ def data_root(cache: Path | None = None, seed: int = 0) -> Path:
     # Rendering needs pyarrow and Pillow; whoever asks for a path alone should not wait for them.
     from cwdpo_bench.demo.layouts import render_world
 
-    if cache is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        cache = Path(home) / "cwdpo-bench"
-    root = cache / f"demo-{__version__}-{seed}"
-    if root.is_dir():
-        return root
+    root = _cache(cache) / f"demo-{__version__}-{seed}"
+    return _made(root, lambda: render_world(root, seed))
+
+
+def training_pairs(easy_share: float, cache: Path | None = None, seed: int = 0) -> Path:
+    """The world's training pairs with another share of easy negatives; made on first use.
+
+    Args:
+        easy_share: 0 to 1; the world's own pairs have 0.7.
+        cache: as `data_root`.
+        seed: as `data_root`.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    from cwdpo_bench.demo.layouts import render_pairs
+
+    folder = _cache(cache) / f"demo-{__version__}-{seed}-easy-{easy_share:g}"
+    return _made(folder, lambda: render_pairs(folder, seed, easy_share)) / "train.jsonl"
+
+
+def _cache(cache: Path | None) -> Path:
+    if cache is not None:
+        return cache
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cwdpo-bench"
+
+
+def _made(folder: Path, make: Callable[[], None]) -> Path:
+    """The folder, made where it is not there."""
+    if folder.is_dir():
+        return folder
     try:
-        render_world(root, seed)
+        make()
     except OSError as error:
         # Another process may have finished the same data first; theirs are as good.
-        if root.is_dir():
-            return root
+        if folder.is_dir():
+            return folder
         raise UserError(
-            f"{root}: the demo's data cannot be written ({error.strerror}); free space, mend the "
-            "rights, or set XDG_CACHE_HOME"
+            f"{folder}: the demo's data cannot be written ({error.strerror}); free space, mend "
+            "the rights, or set XDG_CACHE_HOME"
         ) from error
-    return root
+    return folder

@@ -22,7 +22,8 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,10 +162,26 @@ def write_world(
 
 def render_world(folder: Path, seed: int, sizes: Sizes = DEFAULT) -> None:
     """`write_world` into a folder that is there whole or not at all."""
+    with _whole(folder) as temporary:
+        write_world(temporary, seed, sizes)
+
+
+def render_pairs(folder: Path, seed: int, easy_share: float, sizes: Sizes = DEFAULT) -> None:
+    """The world's training pairs alone, with another share of easy ones; whole or not at all.
+
+    The scenes are those of `render_world`; their captions and noise are drawn anew.
+    """
+    with _whole(folder) as temporary:
+        _write_pairs(temporary, "train", sizes.train_pairs, "pairs", seed, easy_share)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside it, which takes its place at the end."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        write_world(temporary, seed, sizes)
+        yield temporary
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:

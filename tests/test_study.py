@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from cwdpo_bench import study as studies
-from cwdpo_bench.demo.layouts import SMOKE, write_world
+from cwdpo_bench.demo import base_path, training_pairs
+from cwdpo_bench.demo.layouts import SMOKE, render_pairs, write_world
+from cwdpo_bench.demo.systems import DEFAULT, EVERY_SYSTEM, chosen_learning_rates, demo_recipe
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import read_json, write_json
 from cwdpo_bench.study import choose, commands, plan, plan_text, run_one, run_study
 from cwdpo_bench.study_cell import RECORD, read_cell
-from cwdpo_bench.study_file import cells, load_study, recipe_of, tries
+from cwdpo_bench.study_file import cells, load_study, recipe_of, start_of, tries
 from cwdpo_bench.study_record import unfair
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +34,7 @@ TUNE = {
     "tasks": ["mmmu"],
     "metric": "mmmu/nll",
 }
+SFT_B = {"b": {"recipe": "sft"}}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +101,22 @@ def _finish(file: Path, output: Path, key: str, seconds: float = 10.0) -> None:
         ({"settings": {"trainer.learning_rat": 1}}, "did you mean 'learning_rate'"),
         ({"systems": {"a/b": {"recipe": "sft"}}}, "becomes a folder's name"),
         ({"sweeps": {"spo": {"trainer.seed": [1]}}}, "sweeps.spo: no such system"),
+        (
+            {"systems": {"a": {"recipe": "dpo", "start": "b"}, "c": {"recipe": "sft"}}},
+            "systems.a.start: no such system",
+        ),
+        ({"systems": {"a": {"recipe": "dpo", "start": "a"}}}, "a has a start itself"),
+        (
+            {"systems": {"a": {"recipe": "dpo", "start": "b"}, "b": {"recipe": "none"}}},
+            "must be from one trained system",
+        ),
+        (
+            {"tune": TUNE, "systems": {"a": {"recipe": "dpo", "start": "b"}, **SFT_B}},
+            "tries on validation data know no start",
+        ),
+        ({"systems": {"a": {"recipe": "dpo", "easy_share": 0.5}}}, "is of the demo's own pairs"),
+        ({"systems": {"a": {"recipe": "dpo", "easy_share": 1.5}}}, "systems.a.easy_share: "),
+        ({"systems": {"a": {"recipe": "dpo", "data": "no.jsonl"}}}, "systems.a.data: .*not there"),
         ({"baseline": "sfft"}, "baseline: no row 'sfft'; did you mean 'sft'"),
         ({"seeds": [1, 1]}, "seeds: 1 stands there twice"),
         ({"seeds": []}, "seeds: "),
@@ -158,16 +178,61 @@ def test_every_system_gets_the_same_tries_on_validation_data(write: Callable[...
     assert won["dpo"]["trainer.learning_rate"] == 1e-5
 
 
-def test_the_documented_study_is_valid_and_fair_in_steps() -> None:
-    study = load_study(ROOT / "docs" / "study.yaml")
+@pytest.mark.parametrize(("name", "number"), [("study", 126), ("study-squeezing", 86)])
+def test_the_documented_studies_are_valid_and_fair_in_steps(name: str, number: int) -> None:
+    study = load_study(ROOT / "docs" / f"{name}.yaml")
     planned = cells(study, {})
-    assert len(planned) == 1 + 3 * 3 + 2 * 3
+    assert len(planned) == number
     for cell in planned:
         recipe = recipe_of(study, cell)
         if recipe is not None:
             stages = recipe.stages().values()
             steps = sum(recipe.trainer_arguments(stage)["max_steps"] for stage in stages)
-            assert steps == study.steps
+            before = start_of(study, cell)
+            earlier = 0 if before is None else study.systems[before.system].steps
+            assert steps + (earlier or 0) == study.steps or cell.system == "sft-c-180"
+
+
+def test_the_documented_study_trains_as_the_demo_does_at_the_rates_that_were_tuned() -> None:
+    study = load_study(ROOT / "docs" / "study.yaml")
+    rates = chosen_learning_rates()
+    first = {cell.system: cell for cell in cells(study, {}) if cell.seed == 0}
+    assert set(EVERY_SYSTEM) < set(first)
+    for name in EVERY_SYSTEM:
+        ours = demo_recipe(name, seed=0, budget=DEFAULT, learning_rate=rates[name])
+        assert recipe_of(study, first[name]) == ours
+
+
+def test_a_system_has_its_own_data_and_steps(write: Callable[..., Path]) -> None:
+    own = {"recipe": "sft", "data": "world/pairs/probe.jsonl", "steps": 2}
+    study = load_study(write(systems={"sft": {"recipe": "sft"}, "own": own}, seeds=[0]))
+    usual, other = cells(study, {})
+    recipe = recipe_of(study, other)
+    assert recipe is not None
+    assert recipe.trainer["max_steps"] == 2
+    prints = [read_cell(study, cell, Path("nowhere"))["fingerprint"] for cell in (usual, other)]
+    assert prints[0]["data"] != prints[1]["data"] == prints[1]["probe"]
+
+
+def test_another_share_of_easy_pairs_is_rendered_once(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(folder: Path, seed: int, easy_share: float) -> None:
+        render_pairs(folder, seed, easy_share, SMOKE)
+
+    monkeypatch.setattr("cwdpo_bench.demo.layouts.render_pairs", small)
+    shares = {}
+    for share in (0, 0.25, 0.25, 1):
+        file = training_pairs(share, tmp_path / "cache")
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert all((file.parent / row["images"][0]).is_file() for row in rows)
+        shares[share] = sum(row["kind"] == "easy" for row in rows) / len(rows)
+    assert shares == {0: 0, 0.25: 0.25, 1: 1}
+    assert sorted(f.name.split("easy-")[1] for f in (tmp_path / "cache").iterdir()) == [
+        "0",
+        "0.25",
+        "1",
+    ]
 
 
 # --- planning ------------------------------------------------------------------------------------
@@ -283,6 +348,12 @@ def test_a_study_is_tuned_run_compared_and_never_redone(
     run = read_run(output / "cells/sft/seed-1/run")
     figure = next(e for e in record["cells"] if e["cell"] == "cells/sft/seed-1")["scores"]
     assert figure["mmmu/accuracy"] == run.results["tasks"]["mmmu"]["metrics"]["accuracy"]["value"]
+    curves = {entry["row"]: entry["curves"] for entry in record["cells"]}
+    assert curves["base"] is None
+    assert curves["sft"]["total_step"] == [0, 2, 4]
+    assert curves["sft"]["chosen_mean_logp"][-1] == pytest.approx(
+        record["cells"][1]["dynamics"]["chosen_mean_logp"], rel=1e-5
+    )
     trained = [entry["training"] for entry in record["cells"] if entry["training"]]
     assert [(t["pairs"], t["pairs_seen"], t["steps"]) for t in trained] == [(96, 16, 4)]
     assert record["warnings"] == []
@@ -319,6 +390,32 @@ def test_failed_cells_are_listed_and_tried_again_and_the_others_compared(
         assert [system["name"] for system in record["comparison"]["systems"]] == ["base"]
     assert begun == ["cells/sft/seed-0"]
     assert plan(file, output)["cells"][1]["status"] == "failed"
+
+
+def test_a_system_trains_on_anothers_checkpoint_of_the_same_seed(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = _in_process(monkeypatch)
+    output = tmp_path / "out"
+    later = {"recipe": "dpo", "start": "sft", "steps": 2}
+    file = write(systems={"later": later, "sft": {"recipe": "sft"}}, seeds=[1], limit=2)
+    assert [command[-1] for command in commands(file, output)] == ["cells/sft/seed-1"]
+    with pytest.raises(UserError, match=r"cells/sft/seed-1: is not finished, and cells/later"):
+        run_one(file, output, "cells/later/seed-1")
+    record = run_study(file, output, say=lambda _: None)
+    assert begun == ["cells/sft/seed-1", "cells/later/seed-1"]
+    trained = {entry["row"]: entry["training"] for entry in record["cells"]}
+    # What came before counts: 4 steps of 4 pairs, then 2.
+    assert (trained["later"]["steps"], trained["later"]["pairs_seen"]) == (6, 24)
+    assert (trained["sft"]["steps"], trained["sft"]["pairs_seen"]) == (4, 16)
+    ends = {
+        row: load_file(output / f"cells/{row}/seed-1/checkpoint/model.safetensors")
+        for row in ("sft", "later")
+    }
+    begin = load_file(base_path() / "model.safetensors")
+    name = next(key for key in begin if key.endswith("down_proj.weight"))
+    step = (ends["later"][name] - ends["sft"][name]).abs().max()
+    assert 0 < step < (ends["sft"][name] - begin[name]).abs().max()
 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
