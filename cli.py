@@ -26,6 +26,8 @@ from cwdpo_bench.cli_options import (
     MODEL_HELP,
     BaseUrlOption,
     ConcurrencyOption,
+    FormatOption,
+    ImageRootOption,
     JsonOption,
     KeyVariableOption,
     MaxRequestsOption,
@@ -115,12 +117,17 @@ def train(
         str, typer.Argument(help="A shipped recipe (sft, dpo, cw-dpo, …) or a file.")
     ],
     model: ModelOption,
-    data: Annotated[Path, typer.Option(help="Pairs: .jsonl, .parquet or a datasets folder.")],
+    data: Annotated[
+        Path,
+        typer.Option(help="Pairs: .jsonl, .parquet, datasets folder or Hub id (OWNER/SET:SPLIT)."),
+    ],
     output: Annotated[Path, typer.Option(help="A new folder for the checkpoint.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key.sub=value … (trainer.* as TrainingArguments).")
     ] = None,
     probe: Annotated[Path | None, typer.Option(help="Held-out pairs for the dynamics.")] = None,
+    data_format: FormatOption = None,
+    image_root: ImageRootOption = None,
     resume: Annotated[bool, typer.Option(help="Go on with the interrupted run there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -131,7 +138,9 @@ def train(
     from cwdpo_bench.train.recipe import load_recipe
     from cwdpo_bench.train.run import train as run_training
 
-    loaded = load_recipe(recipe, overrides)
+    named = {"data.format": data_format, "data.image_root": image_root}
+    options = [f"{key}={json.dumps(str(v))}" for key, v in named.items() if v is not None]
+    loaded = load_recipe(recipe, [*(overrides or []), *options])
     # Of several processes (accelerate launch) the first one speaks.
     leads = os.environ.get("RANK", "0") == "0"
     try:
@@ -158,6 +167,7 @@ def train(
     else:
         seconds = sum(stage["seconds"] for stage in record["stages"].values())
         print(f"{output}: {loaded.name}, {len(record['stages'])} stage(s), {seconds:.0f} s")
+        print(f"rows taken for {', '.join(record['data']['layouts'])}")
         print(record["verdict"]["sentence"])
 
 

@@ -12,6 +12,8 @@ import typer
 from cwdpo_bench.cli_options import (
     BaseUrlOption,
     ConcurrencyOption,
+    FormatOption,
+    ImageRootOption,
     JsonOption,
     KeyVariableOption,
     MaxRequestsOption,
@@ -54,6 +56,7 @@ def perturb(
         ),
     ] = None,
     seed: SeedOption = 0,
+    data_format: FormatOption = None,
     engine: Annotated[
         Literal["rules", "openai"],
         typer.Option(help="By rule, or a language model behind an OpenAI-compatible server."),
@@ -85,12 +88,13 @@ def perturb(
     from cwdpo_bench.train.preferences.perturb import KINDS
 
     shares = dict.fromkeys(KINDS, 1.0) if kinds is None else dict(_shares(kinds, "--kinds"))
+    layout = _layout(data_format)
     if engine == "rules":
         if base_url is not None or model is not None:
             raise UserError("--base-url and --model go with --engine openai")
         from cwdpo_bench.train.preferences.files import perturb_file
 
-        _tell(perturb_file(data, output, shares, seed=seed), output, as_json)
+        _tell(perturb_file(data, output, shares, seed=seed, layout=layout), output, as_json)
         return
     if base_url is None or model is None:
         raise UserError("--engine openai: name --base-url http://…/v1 and --model")
@@ -113,6 +117,7 @@ def perturb(
             server,
             writing,
             seed=seed,
+            layout=layout,
             prices=None if prices is None else _prices(prices),
             progress=lambda total: display.update(bar, total=total, advance=1),
         )
@@ -127,6 +132,8 @@ def sample(
     temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Where an answer is cut off.", min=1)] = 64,
     seed: SeedOption = 0,
+    data_format: FormatOption = None,
+    image_root: ImageRootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw a rejected answer a row from a model, kept where it is worse than the chosen one."""
@@ -136,7 +143,9 @@ def sample(
     if not 0 < temperature < float("inf"):
         raise UserError(f"--temperature: {temperature} is not above 0")
     sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens)
-    _tell(sample_file(data, output, _load(model), sampling, seed=seed), output, as_json)
+    reading: dict[str, Any] = {"image_root": image_root, "layout": _layout(data_format)}
+    record = sample_file(data, output, _load(model), sampling, seed=seed, **reading)
+    _tell(record, output, as_json)
 
 
 @app.command("filter")
@@ -152,6 +161,8 @@ def filter_(
     ] = None,
     without_images: WithoutImages = False,
     batch_size: BatchOption = 16,
+    data_format: FormatOption = None,
+    image_root: ImageRootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Leave out rows whose rejected answer is empty, equal, or extremely easy for a model."""
@@ -168,6 +179,8 @@ def filter_(
         rule,
         with_images=not without_images,
         batch_size=batch_size,
+        image_root=image_root,
+        layout=_layout(data_format),
     )
     _tell(record, output, as_json)
 
@@ -195,13 +208,21 @@ def stats(
     ] = None,
     without_images: WithoutImages = False,
     batch_size: BatchOption = 16,
+    data_format: FormatOption = None,
+    image_root: ImageRootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say how easy a file's rejected answers are for a model, before any training."""
     from cwdpo_bench.train.preferences.easiness import easiness_table, judge_file
 
     found = judge_file(
-        data, _load(model), output=output, with_images=not without_images, batch_size=batch_size
+        data,
+        _load(model),
+        output=output,
+        with_images=not without_images,
+        batch_size=batch_size,
+        image_root=image_root,
+        layout=_layout(data_format),
     )
     if as_json:
         print(json.dumps(found.record(), indent=2))
@@ -209,6 +230,46 @@ def stats(
     from rich.console import Console
 
     Console().print(easiness_table(found, f"{data.name} under {model}"))
+
+
+@app.command()
+def check(
+    data: DataArgument,
+    without_images: Annotated[bool, typer.Option(help="Do not look at image files.")] = False,
+    without_rejected: Annotated[bool, typer.Option(help="Rows need no rejected answer.")] = False,
+    data_format: FormatOption = None,
+    image_root: ImageRootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read a file as train would, row by row, and tell every kind of bad row: exit 2 if any."""
+    from cwdpo_bench.train.preferences.check import check_file
+
+    record = check_file(
+        data,
+        with_images=not without_images,
+        need_rejected=not without_rejected,
+        image_root=image_root,
+        layout=_layout(data_format),
+    )
+    if as_json:
+        print(json.dumps(record, indent=2))
+    else:
+        print(f"{data}: {record['good']} of {record['rows']} rows are good")
+        print(f"taken for {_counts(record['layouts'])}")
+        for reason, count in record["dropped"].items():
+            print(f"{count} x {reason}, the first: {record['first'][reason]}")
+    if record["dropped"]:
+        raise typer.Exit(2)
+
+
+def _layout(name: str | None) -> str:
+    from cwdpo_bench.train.layouts import AUTO, checked_layout
+
+    return checked_layout(name or AUTO, "--format")
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items())
 
 
 def _load(model: str) -> VLM:
@@ -244,10 +305,11 @@ def _tell(record: dict[str, Any], output: Path, as_json: bool) -> None:
         print(json.dumps(record, indent=2))
         return
     print(f"{output}: {record['written']} of {record['rows']} rows")
+    if "layouts" in record:
+        print(f"taken for {_counts(record['layouts'])}")
     for title in ("kinds", "edit_size", "from", "refused", "usage", "usage_in_all"):
         if record.get(title):
-            told = ", ".join(f"{name}: {count}" for name, count in record[title].items())
-            print(f"{title.replace('_', ' ')}: {told}")
+            print(f"{title.replace('_', ' ')}: {_counts(record[title])}")
     for failure in record.get("failures", ()):
         print(f"cwdpo-bench: no reply: {failure}", file=sys.stderr)
     for reason, count in record.get("dropped", {}).items():

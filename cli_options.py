@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,18 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "Hub id, local folder, adapter folder, or `demo`, the bundled model."
 ModelOption = Annotated[str, typer.Option(help=MODEL_HELP)]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="trl, rlhf-v, rlaif-v, mmpr, povid, vlfeedback, mdpo, sugarcrepe; auto tells by a "
+        "row's fields.",
+    ),
+]
+ImageRootOption = Annotated[
+    Path | None,
+    typer.Option(help="What image paths are relative to, and may not leave; else the file's."),
+]
 BaseUrlOption = Annotated[
     str | None, typer.Option(help="openai: the server, http://…/v1; --model is its name there.")
 ]

@@ -3,46 +3,61 @@
 Layouts: RLHF-V (`text` holds question, chosen and rejected as JSON), RLAIF-V and MMPR (`question`),
 POVID (LLaVA's `conversations` and `rejected_conversations`), VLFeedback (rated `completions`: the
 best rated over the worst), mDPO (`img_path`) and SugarCrepe (`caption`, `negative_caption`). A row
-of ours, TRL's, goes through as it is.
+of ours, TRL's, goes through as it is, but for a prompt that stands in the answers (TRL's implicit
+prompt), which is taken out.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate.coco import caption_prompt
 
 Row = dict[str, Any]
 
-_IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN = "<image>"
+AUTO = "auto"
 
 
 class UnknownLayout(ValueError):
     """A row that has the fields of a known layout, and not in the form that it has there."""
 
 
-def as_pair_row(row: Row) -> tuple[str, Row]:
+def as_pair_row(row: Row, layout: str = AUTO) -> tuple[str, Row]:
     """The layout's name, and the row with our fields in the place of its own.
+
+    Args:
+        row: as it stands.
+        layout: one of `LAYOUTS`, or `auto`: told by the row's fields.
 
     Raises:
         UnknownLayout: fields of a layout in another form; the text says which.
     """
-    if "img_path" in row and not {"image", "images"} & row.keys():
+    keys = row.keys()
+    if layout == AUTO:
+        layout = next(name for name, known in LAYOUTS.items() if known.fits(keys))
+    elif missing := LAYOUTS[layout].needs - keys:
+        raise UnknownLayout(
+            f"field {min(missing)}: missing; a row of {layout} has "
+            f"{', '.join(sorted(LAYOUTS[layout].needs))}"
+        )
+    if "img_path" in keys and not {"image", "images"} & keys:
         row = _renamed(row, img_path="image")
-    if {"caption", "negative_caption"} <= row.keys():
-        own = _renamed(row, caption="chosen", negative_caption="rejected", filename="image")
-        return "sugarcrepe", {"prompt": caption_prompt(), **own}
-    if {"conversations", "rejected_conversations"} <= row.keys():
-        return "povid", _from_conversations(row)
-    if {"prompt", "completions"} <= row.keys():
-        return "vlfeedback", _from_ratings(row)
-    if "text" in row and "chosen" not in row:
-        return "rlhf-v", _from_text(row)
-    if "question" in row and "prompt" not in row:
-        return "rlaif-v", _renamed(row, question="prompt", idx="id")
-    return "trl", row
+    return layout, LAYOUTS[layout].convert(row)
+
+
+def checked_layout(name: str, option: str) -> str:
+    """The name, where it is one of a layout or `auto`.
+
+    Raises:
+        UserError: it is not; the nearest is named.
+    """
+    if name not in (known := [AUTO, *LAYOUTS]):
+        raise UserError(f"{option}: unknown layout {name!r}; {nearest(name, known)}")
+    return name
 
 
 def _renamed(row: Row, **names: str) -> Row:
@@ -85,15 +100,17 @@ def _turns(row: Row, field: str) -> tuple[str, str]:
         raise UnknownLayout(f"field {field}: not one question and one answer") from error
     if speakers != ["human", "gpt"]:
         raise UnknownLayout(f"field {field}: the turns are {speakers}, not ['human', 'gpt']")
-    return question.replace(_IMAGE_TOKEN, "").strip(), answer
+    if not isinstance(question, str) or not isinstance(answer, str):
+        raise UnknownLayout(f"field {field}: a turn is no text")
+    return question, answer
 
 
 def _from_ratings(row: Row) -> Row:
     completions = row["completions"]
-    if isinstance(completions, Mapping):
-        # As `datasets` gives a list of structures: a structure of lists.
-        completions = _rows(completions)
     try:
+        if isinstance(completions, Mapping):
+            # As `datasets` gives a list of structures: a structure of lists.
+            completions = _rows(completions)
         rated = [(_mean_rating(each["annotations"]), each["response"]) for each in completions]
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UnknownLayout("field completions: not responses with rated annotations") from error
@@ -114,3 +131,63 @@ def _rows(columns: Mapping[str, list[Any]]) -> list[Row]:
 def _mean_rating(annotations: Mapping[str, Any]) -> float:
     ratings = [float(aspect["Rating"]) for aspect in annotations.values()]
     return sum(ratings) / len(ratings)
+
+
+def _from_captions(row: Row) -> Row:
+    own = _renamed(row, caption="chosen", negative_caption="rejected", filename="image")
+    return {"prompt": caption_prompt(), **own}
+
+
+def _from_questions(row: Row) -> Row:
+    return _renamed(row, question="prompt", idx="id")
+
+
+def _from_trl(row: Row) -> Row:
+    """TRL's implicit prompt: both answers begin with the user's turn."""
+    if "prompt" in row:
+        return row
+    both = [row.get(name) for name in ("chosen", "rejected")]
+    turns = [turn for turn in both if isinstance(turn, list) and len(turn) == 2]
+    if len(turns) != 2:
+        return row
+    (asked, chosen), (other, rejected) = turns
+    if asked != other:
+        raise UnknownLayout("fields chosen and rejected: begin with another user's turn")
+    return {**row, "prompt": [asked], "chosen": [chosen], "rejected": [rejected]}
+
+
+class _Layout(NamedTuple):
+    """What a row must have, how it becomes one of ours, and what else tells it from others."""
+
+    needs: frozenset[str]
+    convert: Callable[[Row], Row]
+    among: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+
+    def fits(self, keys: Any) -> bool:
+        among = not self.among or bool(self.among & keys)
+        return self.needs <= keys and among and not self.without & keys
+
+
+def _fields(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+LAYOUTS: dict[str, _Layout] = {
+    "sugarcrepe": _Layout(_fields("caption negative_caption"), _from_captions),
+    "povid": _Layout(_fields("conversations rejected_conversations"), _from_conversations),
+    "vlfeedback": _Layout(_fields("prompt completions"), _from_ratings),
+    "rlhf-v": _Layout(_fields("text"), _from_text, without=_fields("chosen")),
+    "rlaif-v": _Layout(
+        _fields("question chosen"),
+        _from_questions,
+        among=_fields("idx ds_name origin_dataset"),
+        without=_fields("prompt"),
+    ),
+    "mmpr": _Layout(_fields("question"), _from_questions, without=_fields("prompt")),
+    "mdpo": _Layout(
+        _fields("img_path prompt chosen"), lambda row: row, without=_fields("image images")
+    ),
+    "trl": _Layout(frozenset(), _from_trl),
+}
+"""By name, in the order in which a row is held against them."""

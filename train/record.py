@@ -30,7 +30,7 @@ def new_record(
         "recipe": recipe.name,
         "model": {"name": model},
         "data": {
-            "file": data.name,
+            "file": data.name if data.exists() else str(data),
             "fingerprint": rows.fingerprint,
             "layouts": rows.layouts,
             "dropped_rows": rows.dropped,

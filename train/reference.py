@@ -20,6 +20,7 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import sha256_of, write_with
 from cwdpo_bench.train import processes
 from cwdpo_bench.train.data import ImageSource, Masked, Pair
+from cwdpo_bench.train.sources import Stored
 from cwdpo_bench.train.terms import SequenceScores
 from cwdpo_bench.vlm import processor_fingerprint, weights_fingerprint
 
@@ -127,4 +128,6 @@ def _of_pairs(pairs: Iterable[Pair]) -> str:
 def _of_image(source: ImageSource) -> str:
     if isinstance(source, Masked):
         return f"{_of_image(source.source)} masked {source.share} {source.seed}"
+    if isinstance(source, Stored):
+        return source.digest
     return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_of([source])

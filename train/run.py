@@ -74,7 +74,13 @@ def train(
             f"recipe {recipe.name}: data.curriculum orders pairs by their rejected answers, and "
             "this recipe reads none; remove the key"
         )
-    rows = read_pairs(data, on_bad_row=recipe.data.on_bad_row, need_rejected=rejected)
+    rows = read_pairs(
+        data,
+        on_bad_row=recipe.data.on_bad_row,
+        need_rejected=rejected,
+        image_root=_image_root(recipe),
+        layout=recipe.data.format,
+    )
     pairs, probe_pairs = _hold_out(recipe, rows.pairs, probe)
     record = new_record(recipe, model_name or model, data, rows, probe)
     record["data"].update(pairs=len(pairs), probe_pairs=len(probe_pairs))
@@ -189,13 +195,18 @@ def _share_out(recipe: Recipe, pairs: list[Pair]) -> dict[str, list[Pair]]:
     return {"stage1": first, "stage2": second}
 
 
+def _image_root(recipe: Recipe) -> Path | None:
+    return None if recipe.data.image_root is None else Path(recipe.data.image_root)
+
+
 def _hold_out(
     recipe: Recipe, pairs: list[Pair], probe: Path | None
 ) -> tuple[list[Pair], list[Pair]]:
     """Training pairs and probe pairs, which never overlap."""
     limit = recipe.dynamics.pairs
     if probe is not None:
-        return pairs, read_pairs(probe, need_rejected=False).pairs[:limit]
+        root = _image_root(recipe)
+        return pairs, read_pairs(probe, need_rejected=False, image_root=root).pairs[:limit]
     size = min(limit, len(pairs) // 10)
     if size == 0:
         raise UserError(

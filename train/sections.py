@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     StringConstraints,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -254,11 +255,23 @@ class Data(Section):
     """How the preference rows are read and shared among the stages."""
 
     on_bad_row: Literal["stop", "skip"] = "stop"
+    format: str = "auto"
+    image_root: str | None = None
     stage1_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
     stages: Literal["disjoint", "shared"] = "disjoint"
     pixel_cache_gb: Annotated[float, Field(ge=0)] = 8.0
     curriculum: Literal["none", "easy_to_hard", "hard_to_easy"] = "none"
     easiness: Literal["rejected", "margin"] = "rejected"
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str) -> str:
+        from cwdpo_bench.train.layouts import checked_layout
+
+        try:
+            return checked_layout(name, "data.format")
+        except UserError as error:
+            raise ValueError(str(error)) from error
 
 
 class Model(Section):

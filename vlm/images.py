@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from cwdpo_bench.errors import UserError
@@ -134,6 +135,9 @@ def _decode(data: bytes, where: str, max_pixels: int, coarse: int | None) -> Ima
                     )
                 if coarse is not None:
                     image.draft("RGB", (coarse, coarse))
+                if image.mode.startswith("I;16"):
+                    # Pillow would cut all that is above 255 off, and so turn it white.
+                    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
                 return image.convert("RGB")
     except UnidentifiedImageError as error:
         # Pillow's own text names an object in memory.

@@ -7,6 +7,8 @@ from PIL import Image
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.train.data import read_pairs
+from cwdpo_bench.train.layouts import checked_layout
+from cwdpo_bench.train.recipe import load_recipe
 
 RATED = [
     {"response": response, "annotations": {"Helpfulness": {"Rating": h}, "Faith": {"Rating": f}}}
@@ -14,7 +16,30 @@ RATED = [
 ]
 ROWS = {
     "trl": {"image": "a.png", "prompt": "What?", "chosen": "a cat", "rejected": "a cow"},
-    "rlaif-v": {"image": "a.png", "question": "What?", "chosen": "a cat", "rejected": "a cow"},
+    "rlaif-v": {
+        "image": "a.png",
+        "idx": 7,
+        "question": "What?",
+        "chosen": "a cat",
+        "rejected": "a cow",
+    },
+    "mmpr": {
+        "image": "a.png",
+        "question": "<image>\nWhat?",
+        "chosen": "a cat",
+        "rejected": "a cow",
+    },
+    "trl, implicit prompt": {
+        "image": "a.png",
+        "chosen": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": "a cat"},
+        ],
+        "rejected": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "a cow"}]},
+        ],
+    },
     "rlhf-v": {
         "image": "a.png",
         "idx": 7,
@@ -55,8 +80,32 @@ def test_every_layout_gives_the_same_pair(name, folder):
     (pair,) = data.pairs
     assert (pair.prompt, pair.chosen, pair.rejected) == ("What?", "a cat", "a cow")
     assert pair.images == (folder / "a.png",)
-    expected = {"mdpo": "trl"}.get(name, name.split(",")[0])
-    assert data.layouts == {expected: 1}
+    assert data.layouts == {name.split(",")[0]: 1}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_named_layout_is_taken_and_no_other(name, folder):
+    (folder / "pairs.jsonl").write_text(json.dumps(ROWS[name]))
+    layout = name.split(",")[0]
+    assert read_pairs(folder / "pairs.jsonl", layout=layout).layouts == {layout: 1}
+    other = "sugarcrepe" if layout == "povid" else "povid"
+    with pytest.raises(UserError, match=f"field .*: missing; a row of {other} has"):
+        read_pairs(folder / "pairs.jsonl", layout=other)
+
+
+def test_an_unknown_layout_is_named_with_the_nearest():
+    with pytest.raises(UserError, match="--format: unknown layout 'rlhfv'; did you mean 'rlhf-v'"):
+        checked_layout("rlhfv", "--format")
+    with pytest.raises(UserError, match=r"data\.format: unknown layout 'sugar'"):
+        load_recipe("dpo", ["data.format=sugar"])
+
+
+def test_answers_that_begin_with_other_questions_are_refused(folder):
+    row = json.loads(json.dumps(ROWS["trl, implicit prompt"]))
+    row["rejected"][0]["content"][1]["text"] = "Who?"
+    (folder / "pairs.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match="begin with another user's turn"):
+        read_pairs(folder / "pairs.jsonl")
 
 
 def test_sugarcrepe_is_one_object_of_rows(folder):

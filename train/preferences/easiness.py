@@ -23,6 +23,7 @@ from cwdpo_bench.calibration.plots import plain_title, save_figure
 from cwdpo_bench.files import write_json
 from cwdpo_bench.train.cooling import resolve_cooling
 from cwdpo_bench.train.data import Pair, read_pairs
+from cwdpo_bench.train.layouts import AUTO
 from cwdpo_bench.train.preferences.perturb import edit_size
 from cwdpo_bench.train.sections import Cooling
 from cwdpo_bench.train.trainer import reference_scores
@@ -92,6 +93,8 @@ def judge_file(
     output: Path | None = None,
     with_images: bool = True,
     batch_size: int = 16,
+    image_root: Path | None = None,
+    layout: str = AUTO,
 ) -> Easiness:
     """The figures of a preference file under a model.
 
@@ -101,11 +104,13 @@ def judge_file(
         output: a folder for `easiness.json` and `easiness.png`.
         with_images: without, the prompts' texts alone are given, and images need not be there.
         batch_size: pairs a forward.
+        image_root: what image paths are relative to; default the file's folder.
+        layout: of the rows, see `read_pairs`.
 
     Raises:
         UserError: bad data, or no spread among the rejected answers' likelihoods.
     """
-    pairs = read_pairs(data, with_images=with_images).pairs
+    pairs = read_pairs(data, with_images=with_images, image_root=image_root, layout=layout).pairs
     scores = score_pairs(vlm, pairs, batch_size=batch_size)
     found = easiness(scores, pairs)
     if output is not None:

@@ -7,6 +7,7 @@ whose rejected answer was made says how under `negative`. Nothing is dropped wit
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 from collections import Counter
@@ -18,7 +19,8 @@ import numpy as np
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_text
-from cwdpo_bench.train.data import Pair, read_pairs
+from cwdpo_bench.train.data import read_pairs
+from cwdpo_bench.train.layouts import AUTO
 from cwdpo_bench.train.negatives import Kept, filter_pairs, judge_sampled, sample_answers
 from cwdpo_bench.train.preferences.perturb import edit_size, perturb
 from cwdpo_bench.train.rewards import RewardFunction, build_reward
@@ -31,7 +33,7 @@ NOT_THERE = "not in that file"
 
 
 def perturb_file(
-    data: Path, output: Path, shares: Mapping[str, float], *, seed: int = 0
+    data: Path, output: Path, shares: Mapping[str, float], *, seed: int = 0, layout: str = AUTO
 ) -> dict[str, Any]:
     """Give every row a rejected answer that is the chosen one with one change.
 
@@ -40,15 +42,19 @@ def perturb_file(
         output: the file to write.
         shares: kind → share, see `perturb.perturb`.
         seed: of everything drawn.
+        layout: of the rows, see `read_pairs`.
 
     Returns:
-        `rows`, `written`, `dropped` by reason, `kinds` written, `edit_size`: words touched → rows.
+        `rows`, `written`, `dropped` by reason, `layouts` that rows were taken for, `kinds` written,
+        `edit_size`: words touched → rows.
 
     Raises:
         UserError: bad data, unknown kinds, no row can be changed, or the images would lie outside
             the output's folder.
     """
-    pairs, rows = read_rows(data, need_rejected=False, with_images=False)
+    check_output(output)
+    found = read_pairs(data, need_rejected=False, with_images=False, keep_rows=True, layout=layout)
+    pairs, rows = found.pairs, found.rows
     changes, dropped = perturb([pair.chosen for pair in pairs], shares, seed=seed)
     written, sizes, kinds = [], Counter[int](), Counter[str]()
     for pair, row, change in zip(pairs, rows, changes, strict=True):
@@ -63,25 +69,37 @@ def perturb_file(
         "rows": len(pairs),
         "written": len(written),
         "dropped": dropped,
+        "layouts": found.layouts,
         "kinds": dict(kinds.most_common()),
         "edit_size": {str(size): sizes[size] for size in sorted(sizes)},
     }
 
 
 def sample_file(
-    data: Path, output: Path, vlm: VLM, sampling: Sampling, *, seed: int = 0
+    data: Path,
+    output: Path,
+    vlm: VLM,
+    sampling: Sampling,
+    *,
+    seed: int = 0,
+    image_root: Path | None = None,
+    layout: str = AUTO,
 ) -> dict[str, Any]:
     """Give every row a rejected answer drawn from a policy, where it is worse than the chosen one.
 
     Worse is what CIDEr-D against the row's references says, as in training.
 
     Returns:
-        `rows`, `written`, `dropped` by reason.
+        `rows`, `written`, `dropped` by reason, `layouts`.
 
     Raises:
         UserError: as `perturb_file`.
     """
-    pairs, rows = read_rows(data, need_rejected=False)
+    check_output(output)
+    found = read_pairs(
+        data, need_rejected=False, keep_rows=True, image_root=image_root, layout=layout
+    )
+    pairs, rows = found.pairs, found.rows
     reward: RewardFunction = build_reward([CiderDTerm(kind="cider-d")], pairs)
     answers = sample_answers(vlm, pairs, sampling, seed=seed)
     reasons = judge_sampled(pairs, answers, reward)
@@ -91,9 +109,14 @@ def sample_file(
         for pair, row, answer, reason in zip(pairs, rows, answers, reasons, strict=True)
         if reason is None
     ]
-    write_rows(written, data, output)
+    write_rows(written, data, output, moved=image_root is None)
     dropped = Counter(reason for reason in reasons if reason is not None)
-    return {"rows": len(pairs), "written": len(written), "dropped": dict(dropped)}
+    return {
+        "rows": len(pairs),
+        "written": len(written),
+        "dropped": dict(dropped),
+        "layouts": found.layouts,
+    }
 
 
 def filter_file(
@@ -104,6 +127,8 @@ def filter_file(
     *,
     with_images: bool = True,
     batch_size: int = 16,
+    image_root: Path | None = None,
+    layout: str = AUTO,
 ) -> dict[str, Any]:
     """Leave out the rows whose rejected answer is extremely easy for a model (SPEC 1).
 
@@ -114,21 +139,29 @@ def filter_file(
         rule: which are too easy.
         with_images: without, the texts alone are scored.
         batch_size: pairs a forward.
+        image_root: what image paths are relative to; they are written as they are.
+        layout: of the rows, see `read_pairs`.
 
     Returns:
-        `rows`, `written`, `dropped` by reason, `easy_below`: ℓ̄_ref under which rows went.
+        `rows`, `written`, `dropped` by reason, `layouts`, `easy_below`: ℓ̄_ref under which rows
+        went.
 
     Raises:
         UserError: bad data, or no row is left.
     """
-    pairs, rows = read_rows(data, with_images=with_images)
+    check_output(output)
+    found = read_pairs(
+        data, with_images=with_images, keep_rows=True, image_root=image_root, layout=layout
+    )
+    pairs, rows = found.pairs, found.rows
     confidence = reference_scores(vlm, pairs, batch_size, ("rejected",))["rejected"].mean_logp
     kept: Kept = filter_pairs(pairs, confidence, rule)
-    write_rows([rows[place] for place in kept.places], data, output)
+    write_rows([rows[place] for place in kept.places], data, output, moved=image_root is None)
     return {
         "rows": len(pairs),
         "written": len(kept.places),
         "dropped": kept.dropped,
+        "layouts": found.layouts,
         "easy_below": kept.easy_below,
     }
 
@@ -155,14 +188,15 @@ def mix_files(
     """
     if not all(0 < share < float("inf") for _, share in parts):
         raise UserError("mix: every file needs a share above 0, as in negatives.jsonl=0.3")
-    files = [read_rows(path, with_images=False) for path, _ in parts]
-    answers = [{(pair.id, pair.chosen): pair.rejected for pair in pairs} for pairs, _ in files]
+    check_output(output)
+    files = [read_pairs(path, with_images=False, keep_rows=True) for path, _ in parts]
+    answers = [{(pair.id, pair.chosen): pair.rejected for pair in file.pairs} for file in files]
     for (path, _), found in zip(parts, answers, strict=True):
         if not found.keys() & answers[0].keys():
             raise UserError(f"{path}: no row with id and chosen of a row in {parts[0][0]}")
     taken = Counter[str]()
     written = []
-    for pair, row in zip(*files[0], strict=True):
+    for pair, row in zip(files[0].pairs, files[0].rows, strict=True):
         key = (pair.id, pair.chosen)
         there = [place for place, found in enumerate(answers) if key in found]
         rng = random.Random(f"{seed} {pair.id}")
@@ -175,15 +209,7 @@ def mix_files(
         negative = row.get("negative", mixed) if place == 0 else mixed
         written.append(with_rejected(row, pair.id, rejected, negative))
     write_rows(written, parts[0][0], output)
-    return {"rows": len(files[0][0]), "written": len(written), "from": dict(taken)}
-
-
-def read_rows(
-    data: Path, *, need_rejected: bool = True, with_images: bool = True
-) -> tuple[list[Pair], list[Row]]:
-    """Pairs and the rows that they were made of; arguments and errors are those of `read_pairs`."""
-    found = read_pairs(data, need_rejected=need_rejected, with_images=with_images, keep_rows=True)
-    return found.pairs, found.rows
+    return {"rows": len(files[0].pairs), "written": len(written), "from": dict(taken)}
 
 
 def with_rejected(row: Row, identity: str, rejected: str, negative: Mapping[str, Any]) -> Row:
@@ -203,18 +229,23 @@ def check_output(output: Path) -> None:
         raise UserError(f"{output}: preference files are written as JSON lines; name it .jsonl")
 
 
-def write_rows(rows: Sequence[Row], data: Path, output: Path) -> None:
-    """Write rows of a file as JSON lines, their image paths relative to the output.
+def write_rows(rows: Sequence[Row], data: Path, output: Path, *, moved: bool = True) -> None:
+    """Write rows of a file as JSON lines, their image paths relative to the output if `moved`.
 
     Raises:
-        UserError: no rows, another ending, images as bytes, or images outside the output's folder.
+        UserError: no rows, another ending, or images outside the output's folder.
     """
     if not rows:
         raise UserError(f"{data}: no row is left to write")
     check_output(output)
     folder = data if data.is_dir() else data.parent
     lines = [
-        json.dumps(_moved(row, folder, output), ensure_ascii=False, allow_nan=False, default=_plain)
+        json.dumps(
+            _without_nan(_moved(row, folder, output) if moved else row),
+            ensure_ascii=False,
+            allow_nan=False,
+            default=_plain,
+        )
         for row in rows
     ]
     write_text(output, "\n".join(lines) + "\n")
@@ -223,14 +254,25 @@ def write_rows(rows: Sequence[Row], data: Path, output: Path) -> None:
 def _plain(value: object) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    raise UserError("images stand in the rows as bytes; only rows with image files can be written")
+    if isinstance(value, bytes):
+        raise UserError("a field holds bytes, which JSON cannot")
+    return str(value)
+
+
+def _without_nan(value: Any) -> Any:
+    """Tables have no other word for a number that is missing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    return [_without_nan(one) for one in value] if isinstance(value, list) else value
 
 
 def _moved(row: Row, folder: Path, output: Path) -> Row:
     """The row with its image paths relative to the output's folder."""
 
     def moved(image: object) -> object:
-        if not isinstance(image, str):
+        if not isinstance(image, str) or image.startswith("data:"):
             return image
         path = os.path.relpath(folder / image, output.parent)
         if path.startswith(os.pardir):

@@ -15,9 +15,10 @@ from typing import Any
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.server import Client, RequestFailed, Server, Usage, concurrently
-from cwdpo_bench.train.data import Pair
+from cwdpo_bench.train.data import Pair, read_pairs
+from cwdpo_bench.train.layouts import AUTO
 from cwdpo_bench.train.preferences import edits
-from cwdpo_bench.train.preferences.files import check_output, read_rows, with_rejected, write_rows
+from cwdpo_bench.train.preferences.files import check_output, with_rejected, write_rows
 from cwdpo_bench.train.preferences.journal import Journal, journal_of, key_of, open_journal
 from cwdpo_bench.train.preferences.perturb import checked_shares, edit_size
 from cwdpo_bench.train.preferences.writer import Writer, Writing, Written, kinds_for
@@ -35,6 +36,7 @@ def rewrite_file(
     writing: Writing,
     *,
     seed: int = 0,
+    layout: str = AUTO,
     prices: tuple[float, float] | None = None,
     progress: Callable[[int], object] = lambda total: None,
 ) -> dict[str, Any]:
@@ -47,15 +49,16 @@ def rewrite_file(
         server: where the model is, with the budget.
         writing: how it is asked.
         seed: of the kinds.
+        layout: of the rows, see `read_pairs`.
         prices: of a million tokens, of prompts and of completions, for the cost.
         progress: called with the number of captions for each that is done.
 
     Returns:
         `rows`, `written`, `dropped` by reason, `failures`: what requests without a reply met,
-        `kinds` written, `edit_size`: words touched → rows, `refused`: replies by reason,
-        `structured`: see `Writer`, `kept`: captions of earlier starts, `usage` of this start and
-        `usage_in_all` (captions that are done, over all starts): requests, tokens, with prices the
-        cost in their unit.
+        `layouts` that rows were taken for, `kinds` written, `edit_size`: words touched → rows,
+        `refused`: replies by reason, `structured`: see `Writer`, `kept`: captions of earlier
+        starts, `usage` of this start and `usage_in_all` (captions that are done, over all starts):
+        requests, tokens, with prices the cost in their unit.
 
     Raises:
         UserError: bad data, unknown kinds, the budget is used up (what was written is kept), the
@@ -64,7 +67,8 @@ def rewrite_file(
     """
     wanted = checked_shares(shares)
     check_output(output)
-    pairs, rows = read_rows(data, need_rejected=False, with_images=False)
+    found = read_pairs(data, need_rejected=False, with_images=False, keep_rows=True, layout=layout)
+    pairs, rows = found.pairs, found.rows
     with open_journal(journal_of(output)) as journal:
         asked = [_asked(pair, wanted, writing, seed) for pair in pairs]
         keys = [key_of(one) for one in asked]
@@ -105,6 +109,7 @@ def rewrite_file(
         "written": len(written),
         "dropped": dict(dropped.most_common()),
         "failures": sorted(set(failures.values()))[:5],
+        "layouts": found.layouts,
         "kinds": dict(kinds.most_common()),
         "edit_size": {str(size): sizes[size] for size in sorted(sizes)},
         "refused": dict(refused.most_common()),
