@@ -635,6 +635,9 @@ def doctor(
     data_root: Annotated[
         Path | None, typer.Option(help="Also look for the benchmarks there; $CWDPO_BENCH_DATA.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Also say which path training takes for it, and why.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look for what a run needs, with the mend: exit 0 all there, 2 something needed is not."""
@@ -642,7 +645,9 @@ def doctor(
 
     if data_root is None and os.environ.get("CWDPO_BENCH_DATA"):
         data_root = Path(os.environ["CWDPO_BENCH_DATA"])
-    checks = examine(data_root)
+    if model is not None:
+        quiet_libraries()
+    checks = examine(data_root, None if model is None else model_path(model))
     if as_json:
         print(json.dumps([check._asdict() for check in checks], indent=2))
     else:

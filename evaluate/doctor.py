@@ -47,8 +47,8 @@ class Check(NamedTuple):
     mend: str = ""
 
 
-def examine(data_root: Path | None) -> list[Check]:
-    """Look at everything; the data root only where one is named."""
+def examine(data_root: Path | None, model: str | None = None) -> list[Check]:
+    """Look at everything; the data root and the model only where one is named."""
     return [
         Check("python", "ok", platform.python_version()),
         *_packages(),
@@ -57,7 +57,21 @@ def examine(data_root: Path | None) -> list[Check]:
         _accelerator(),
         _cache(),
         *([] if data_root is None else _data(data_root)),
+        *([] if model is None else [_model(model)]),
     ]
+
+
+def _model(name: str) -> Check:
+    """The path that training takes for a model's family, and why; from its configuration."""
+    from cwdpo_bench.vlm.family import family_of
+
+    try:
+        model_type, refusal = family_of(name)
+    except UserError as error:
+        return Check("model", "broken", str(error), "name a vision-language model's folder or id")
+    if refusal is None:
+        return Check("model", "ok", f"{model_type}: packed, all answers to a prompt in one row")
+    return Check("model", "ok", f"{model_type}: plain, one row an answer: {refusal}")
 
 
 def requirements() -> list[Requirement]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from cwdpo_bench.errors import UserError
+from cwdpo_bench.evaluate.doctor import examine
 from cwdpo_bench.vlm import (
     VLM,
     Batch,
@@ -24,6 +27,8 @@ from cwdpo_bench.vlm import (
     sequence_logps,
 )
 from cwdpo_bench.vlm.batch import completion_ids
+from cwdpo_bench.vlm.family import family_of
+from cwdpo_bench.vlm.packing import PACKED_FAMILIES
 
 PACKED = {"qwen2_vl", "qwen3_vl"}
 
@@ -106,3 +111,41 @@ def test_packed_families_equal_plain_rows_in_logp_and_gradient(vlm: VLM) -> None
     assert found[0][1].keys() == found[1][1].keys()
     for name, norm in found[0][1].items():
         torch.testing.assert_close(norm, found[1][1][name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+def _documented() -> dict[str, tuple[str, str]]:
+    """The table of docs/TRAINING.md: model type → path, and why not packed."""
+    text = (Path(__file__).parents[2] / "docs" / "TRAINING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| (packed|plain) \| ([^|]*)\|$", text, re.M)
+    return {model_type: (path, why.strip()) for model_type, path, why in rows}
+
+
+def _assert_documented(folder: Path) -> None:
+    family = family_of(str(folder))
+    path, why = _documented()[family.model_type]
+    assert (path == "packed") == (family.refusal is None)
+    assert family.refusal == packing_refusal(load_vlm(folder).model)
+    if family.refusal is not None:
+        assert why.split(";")[0] in family.refusal
+    check = next(c for c in examine(None, str(folder)) if c.name == "model")
+    assert (check.state, check.found.split(",")[0]) == ("ok", f"{family.model_type}: {path}")
+
+
+def test_the_path_of_a_family_is_the_documented_one(family_folder: Path) -> None:
+    _assert_documented(family_folder)
+
+
+def test_so_are_those_of_the_two_that_every_test_uses(
+    tiny_model_folder: Path, tiny_plain_folder: Path
+) -> None:
+    _assert_documented(tiny_model_folder)
+    _assert_documented(tiny_plain_folder)
+    packed = {name for name, (path, _) in _documented().items() if path == "packed"}
+    assert packed == PACKED_FAMILIES
+
+
+def test_a_folder_without_a_family_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no family to tell"):
+        family_of(str(tmp_path))
+    check = next(c for c in examine(None, str(tmp_path)) if c.name == "model")
+    assert check.state == "broken"
