@@ -267,6 +267,13 @@ def run(
         int, typer.Option(help="So many samples may fail; they are left out, and the exit is 3.")
     ] = 0,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="The weights' precision; auto: bfloat16, on a CPU float32."),
+    ] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="torch.compile first: minutes, then faster.")
+    ] = False,
     engine: Annotated[
         Literal["hf", "openai"],
         typer.Option(help="Load the model here, or ask an OpenAI-compatible server for it."),
@@ -303,10 +310,13 @@ def run(
             base_url, key_variable, concurrency, timeout, retries, max_requests, max_total_tokens
         )
     rows = None if batch_size == "auto" else whole_number("--batch-size", batch_size)
+    precision = None if dtype == "auto" else dtype
     processes = join()
     reference = None
     if reference_model is not None:
-        reference = load_model(reference_model, trust_remote_code=trust_remote_code)
+        reference = load_model(
+            reference_model, trust_remote_code=trust_remote_code, dtype=precision
+        )
     asked: dict[str, Any] = {
         "model": model if server is not None else model_path(model),
         "model_name": model,
@@ -320,6 +330,8 @@ def run(
         "include_path": include_path,
         "max_failures": max_failures,
         "trust_remote_code": trust_remote_code,
+        "dtype": precision,
+        "compiled": compiled,
         "server": server,
     }
     if dry_run:

@@ -55,13 +55,17 @@ def model_path(model: str) -> str:
     return model
 
 
-def load_model(name: str, *, trust_remote_code: bool = False) -> VLM:
+def load_model(name: str, *, trust_remote_code: bool = False, dtype: str | None = None) -> VLM:
     """The model, called in results as the user called it."""
     from dataclasses import replace
 
+    import torch
+
     from cwdpo_bench.vlm import load_vlm
 
-    return replace(load_vlm(model_path(name), trust_remote_code=trust_remote_code), name=name)
+    precision = None if dtype is None else getattr(torch, dtype)
+    vlm = load_vlm(model_path(name), trust_remote_code=trust_remote_code, dtype=precision)
+    return replace(vlm, name=name)
 
 
 def whole_number(option: str, text: str) -> int:

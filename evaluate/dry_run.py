@@ -62,6 +62,8 @@ def dry_run(
     include_path: Path | None = None,
     max_failures: int = 0,
     trust_remote_code: bool = False,
+    dtype: str | None = None,
+    compiled: bool = False,
     server: Server | None = None,
 ) -> list[Estimate]:
     """What `run_tasks` would do with these arguments; raises what it would before any answer."""
@@ -75,6 +77,8 @@ def dry_run(
         reference_model,
         diversity,
         trust_remote_code,
+        dtype,
+        compiled,
         server,
     )
     return estimate(engine, jobs, data_root, output)

@@ -51,6 +51,9 @@ Answer = TypeVar("Answer", CaptionAnswer, ChoiceAnswer)
 Item = TypeVar("Item")
 _Opened = tuple[int, Sample, Prompt]
 _Encoded = dict[str, torch.Tensor]
+
+_COMPILER = ("torch._dynamo", "torch._inductor")
+"""Whose errors say that this machine cannot compile."""
 _Ask = Callable[[list[_Opened[Sample]], _Encoded], list[Generation]]
 
 
@@ -66,6 +69,7 @@ class InProcessEngine:
         reference: where given, captions get TV and JS of every position between it and `vlm`.
         draws: captions sampled an image, beside the greedy one, at temperature 1. An image's own
             depend on its id alone, not on what else is in its batch.
+        compiled: the language model's forward goes through `torch.compile`.
     """
 
     vlm: VLM
@@ -73,6 +77,7 @@ class InProcessEngine:
     batch_size: int | None
     reference: VLM | None = None
     draws: int = 0
+    compiled: bool = False
     rows: int = field(init=False)
 
     name = "hf"
@@ -80,6 +85,9 @@ class InProcessEngine:
     def __post_init__(self) -> None:
         """Begin with as many rows as are asked for, or may be tried."""
         self.rows = AUTO_ROWS if self.batch_size is None else self.batch_size
+        if self.compiled:
+            # The part that is asked at every token; lengths differ from one forward to the next.
+            self.vlm.model.get_decoder().compile(dynamic=True)
 
     @property
     def model(self) -> dict[str, object]:
@@ -103,8 +111,9 @@ class InProcessEngine:
 
     @property
     def provenance(self) -> dict[str, object]:
-        """Device and batch size, as it is by now."""
-        return {"device": str(self.vlm.device), "batch_size": self.rows}
+        """Device, batch size, as it is by now, and whether the model was compiled."""
+        device = str(self.vlm.device)
+        return {"device": device, "batch_size": self.rows, "compiled": self.compiled}
 
     @property
     def chunk_size(self) -> int:
@@ -117,11 +126,15 @@ class InProcessEngine:
         return None if self.reference is None else self.reference.name
 
     def fingerprint(self) -> str:
-        """Contents of both models' weights and processors, the precision among them."""
+        """Contents of both models' weights and processors, the precision among them.
+
+        And whether the model was compiled: it then rounds otherwise.
+        """
         models = [vlm for vlm in (self.vlm, self.reference) if vlm is not None]
-        parts = [
+        parts: list[object] = [
             (weights_fingerprint(vlm.model), processor_fingerprint(vlm.processor)) for vlm in models
         ]
+        parts += ["compiled"] if self.compiled else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def answer_captions(
@@ -222,6 +235,13 @@ class InProcessEngine:
                 if self.batch_size is not None or len(part) == 1:
                     raise _too_little_memory(self.batch_size or 1) from error
                 replies = []
+            except Exception as error:
+                if self.compiled and type(error).__module__.startswith(_COMPILER):
+                    reason = str(error).strip().partition("\n")[0]
+                    raise UserError(
+                        f"--compile: torch.compile fails here ({reason}); leave it out"
+                    ) from error
+                raise
             if replies:
                 yield from zip(part, replies, strict=True)
                 continue

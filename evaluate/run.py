@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import Progress
 
 from cwdpo_bench import __version__
@@ -52,6 +53,7 @@ from cwdpo_bench.vlm import VLM, load_vlm
 
 TIMINGS = "timings.json"
 """Beside the results, which hold nothing that differs from one start of a run to the next."""
+_PRECISIONS = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _LIBRARIES = ("torch", "transformers", "peft", "numpy", "pandas", "pycocoevalcap")
 
 
@@ -70,6 +72,8 @@ def run_tasks(
     include_path: Path | None = None,
     max_failures: int = 0,
     trust_remote_code: bool = False,
+    dtype: str | None = None,
+    compiled: bool = False,
     server: Server | None = None,
     processes: Processes = ALONE,
     bars: Progress | None = None,
@@ -95,6 +99,9 @@ def run_tasks(
         max_failures: so many samples may fail (a broken image, an input too long, a server's
             error); they get no row, and `failures` in the results says why.
         trust_remote_code: let the models' own code run.
+        dtype: `float32`, `bfloat16` or `float16` for models that are loaded here; by default
+            bfloat16 on an accelerator, float32 on a CPU.
+        compiled: compile the language model with `torch.compile`: faster after minutes of work.
         server: where given, it answers, and `model` is the model's name there.
         processes: from `join`, where several answer this run; all call this alike. It returns in
             the first alone, the others end with `SystemExit` once that one has all replies.
@@ -120,6 +127,8 @@ def run_tasks(
         reference_model,
         diversity,
         trust_remote_code,
+        dtype,
+        compiled,
         server,
     )
     if processes.rank:
@@ -181,29 +190,33 @@ def open_engine(
     reference_model: VLM | str | Path | None,
     diversity: int,
     trust_remote_code: bool,
+    dtype: str | None,
+    compiled: bool,
     server: Server | None,
 ) -> Engine:
     """The engine that `run_tasks` asks, from its arguments."""
     if server is not None:
-        _refuse_for_server(reference_model is not None or diversity > 0 or trust_remote_code)
+        here = (reference_model is not None, diversity, trust_remote_code, dtype, compiled)
+        _refuse_for_server(any(here))
         return ServedEngine(server, str(model), data_root)
-    load = partial(_load, trust_remote_code=trust_remote_code)
+    load = partial(_load, trust_remote_code=trust_remote_code, dtype=dtype)
     reference = None if reference_model is None else load(reference_model)
     vlm = load(model) if model_name is None else replace(load(model), name=model_name)
-    return InProcessEngine(vlm, data_root, batch_size, reference, diversity)
+    return InProcessEngine(vlm, data_root, batch_size, reference, diversity, compiled)
 
 
-def _load(model: VLM | str | Path, *, trust_remote_code: bool) -> VLM:
+def _load(model: VLM | str | Path, *, trust_remote_code: bool, dtype: str | None) -> VLM:
     if isinstance(model, VLM):
         return model
-    return load_vlm(model, trust_remote_code=trust_remote_code)
+    precision = None if dtype is None else _PRECISIONS[dtype]
+    return load_vlm(model, trust_remote_code=trust_remote_code, dtype=precision)
 
 
 def _refuse_for_server(asked: bool) -> None:
     if asked:
         raise UserError(
-            "--engine openai: leave --reference-model, --diversity and --trust-remote-code out; "
-            "they need the model in this process"
+            "--engine openai: leave --reference-model, --diversity, --trust-remote-code, --dtype "
+            "and --compile out; they need the model in this process"
         )
 
 
@@ -237,7 +250,10 @@ def _begin(
     if record is not None:
         refuse_difference(store.path, record, model, signature, tasks)
         if record["engine"] != digest:
-            _say(display, [f"{store.path}: {store.drop_all()} replies of other weights dropped"])
+            _say(
+                display,
+                [f"{store.path}: {store.drop_all()} replies of other weights or settings dropped"],
+            )
             record = None
         else:
             _say(display, [f"{store.path}: {len(store)} replies of an earlier start are there"])

@@ -188,7 +188,7 @@ def test_other_weights_under_the_same_name_are_asked_anew(
     engine.weights, engine.log = "two", tmp_path / "asked"
     _run(data_root, tmp_path / "run", ["mmbench"])
     assert len(engine.log.read_text().split()) == 5
-    assert "5 replies of other weights dropped" in capsys.readouterr().err
+    assert "5 replies of other weights or settings dropped" in capsys.readouterr().err
 
 
 def test_another_picture_under_the_same_name_is_asked_anew(

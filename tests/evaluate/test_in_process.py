@@ -181,6 +181,51 @@ def test_a_sample_that_alone_is_too_much_is_told(vlm, data_root, monkeypatch):
         list(engine.answer_choices(load_mmbench(data_root), max_new_tokens=1))
 
 
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_same_replies(tiny_model_folder, data_root, monkeypatch):
+    """Traced as `torch.compile` traces, and run by the backend that needs no minutes of work."""
+    plain = torch.nn.Module.compile
+    asked = []
+
+    def compile(module, **settings):
+        asked.append((type(module).__name__, settings))
+        plain(module, backend="eager", **settings)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    samples = load_coco(data_root)
+    settings = {"max_new_tokens": 3}
+    ours, compiled = (
+        InProcessEngine(load_vlm(tiny_model_folder), data_root, 2, compiled=compiled)
+        for compiled in (False, True)
+    )
+
+    replies = [
+        _in_order(engine.answer_captions(samples, **settings), samples)
+        for engine in (ours, compiled)
+    ]
+
+    assert asked == [("Qwen2_5_VLTextModel", {"dynamic": True})]
+    assert ours.fingerprint() != compiled.fingerprint()
+    assert (ours.provenance["compiled"], compiled.provenance["compiled"]) == (False, True)
+    for a, b in zip(*replies, strict=True):
+        assert a.text == b.text
+        np.testing.assert_allclose(a.reference_scores.logps, b.reference_scores.logps, atol=1e-4)
+
+
+def test_a_compiler_that_fails_is_told(tiny_model_folder, data_root, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no compiler\nat all")
+
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **more: plain(module, backend=fail, **more)
+    )
+    engine = InProcessEngine(load_vlm(tiny_model_folder), data_root, 2, compiled=True)
+
+    with pytest.raises(UserError, match=r"--compile: torch\.compile fails here .*leave it out"):
+        list(engine.answer_captions(load_coco(data_root), max_new_tokens=3))
+
+
 def test_a_model_with_nan_weights_is_refused_with_model_and_sample(tiny_model_folder, data_root):
     broken = load_vlm(tiny_model_folder)
     with torch.no_grad():

@@ -367,3 +367,20 @@ def test_tasks_and_prompts_load_without_torch():
     )
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_precision_is_in_the_signature_and_keeps_runs_apart(
+    tiny_model_folder, data_root_once, tmp_path
+):
+    def run(dtype):
+        return run_tasks(
+            tiny_model_folder,
+            tasks=["mmbench"],
+            data_root=data_root_once,
+            output=tmp_path / "run",
+            dtype=dtype,
+        )
+
+    assert "|dtype:bfloat16|" in run("bfloat16").results["signature"]
+    with pytest.raises(UserError, match=r"holds another run.*dtype"):
+        run("float32")
