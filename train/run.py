@@ -1,8 +1,8 @@
 """The `train` command: data → stages → a checkpoint folder that says how it was made.
 
 The folder holds what `save_pretrained` writes, the processor, `recipe.yaml` as run,
-`provenance.json`, `dynamics.parquet` and its plot, `trainer_state.json` of the last stage, and each
-stage's own folder with the Trainer's checkpoints.
+`provenance.json`, the model card, `dynamics.parquet` and its plot, `trainer_state.json` of the last
+stage, and each stage's own folder with the Trainer's checkpoints.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_json, write_text
 from cwdpo_bench.train import processes
+from cwdpo_bench.train.card import write_card
 from cwdpo_bench.train.checkpoints import save
 from cwdpo_bench.train.data import Pair, read_pairs, split_stages
 from cwdpo_bench.train.dynamics import DynamicsLog
@@ -145,6 +146,8 @@ def train(
         if watch.log.influence:
             plot_influence(watch.log.influence, output / "influence.png", recipe.name)
     record["status"] = "finished"
+    if processes.is_first():
+        write_card(output, recipe, record, model)
     _keep(output, record)
     return record
 
