@@ -9,6 +9,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from cwdpo_bench.calibration import bootstrap_counts, percentile_interval
 from cwdpo_bench.evaluate.metrics import METRICS, metric_names_for
+from cwdpo_bench.leaderboards import paired
 from cwdpo_bench.leaderboards.paired import paired_differences, randomization_p, resample
 from cwdpo_bench.leaderboards.significance import detectable
 from cwdpo_bench.leaderboards.statistics import statistics_of
@@ -111,6 +112,17 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(make):
     first = compare(one, other, ["ece", "aurc"])
     assert compare(one, other, ["ece", "aurc"]) == first
     assert compare(one, other, ["ece", "aurc"], seed=1) != first
+
+
+def test_few_totals_at_a_time_give_the_same(make, monkeypatch):
+    one, other = make.choices(0.6, seed=1), make.choices(0.5, seed=2)
+    whole = compare(one, other, ["accuracy", "ece", "aurc"])
+    monkeypatch.setattr(paired, "_TOTALS_AT_A_TIME", 1)
+    parts = compare(one, other, ["accuracy", "ece", "aurc"])
+    for metric, difference in whole.items():
+        assert parts[metric].value == difference.value
+        assert parts[metric].ci95 == pytest.approx(difference.ci95, abs=1e-12)
+        assert parts[metric].stderr == pytest.approx(difference.stderr)
 
 
 def test_a_metric_that_one_side_lacks_is_left_out(make):
