@@ -9,6 +9,7 @@ import os
 # idle, and when it is not the two wait for each other at every operation.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,10 @@ import torch
 from hypothesis import settings
 
 from cwdpo_bench.demo.tiny import build_processor, build_tiny_vlm
+
+# Started in the background by a shell, all would ignore Ctrl-C, also the commands that tests stop.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests do not time: on a busy machine an example that is slow once proves nothing.
 settings.register_profile("untimed", deadline=None)

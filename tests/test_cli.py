@@ -222,13 +222,17 @@ def test_report_is_served_until_it_is_interrupted(cli: Cli, replies: Path, tmp_p
         stdout=subprocess.PIPE,
         text=True,
     ) as server:
-        assert server.stdout is not None
-        address = server.stdout.readline().split()[0]
-        assert address.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(address) as answer:
-            assert b"<!doctype html>" in answer.read()
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=30) == 0
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[0]
+            assert address.startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(address) as answer:
+                assert b"<!doctype html>" in answer.read()
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=30) == 0
+        finally:
+            # Leaving the block waits for it, for ever if need be.
+            server.kill()
 
 
 def test_an_unknown_format_is_named(cli: Cli, replies: Path, tmp_path: Path) -> None:
