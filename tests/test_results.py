@@ -1,0 +1,119 @@
+"""The results that are committed: remade byte for byte, their statistics, one cell trained anew."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from scipy import stats
+
+from cwdpo_bench.files import read_json
+from cwdpo_bench.study import run_one
+
+DOCS = Path(__file__).parents[1] / "docs"
+CELL = ("dpo-easy-0", 0)
+
+
+def _remake() -> Any:
+    """The script beside the records, as a module."""
+    spec = importlib.util.spec_from_file_location("remake", DOCS / "results" / "remake.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["remake"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+remake = _remake()
+
+
+@pytest.mark.parametrize(("page", "made"), [("PAGE", "tables"), ("README", "front")])
+def test_the_pages_are_what_their_records_give(page: str, made: str) -> None:
+    text = getattr(remake, page).read_text(encoding="utf-8")
+    assert remake.fill(text, getattr(remake, made)()) == text
+
+
+def test_the_figure_is_what_its_records_give(tmp_path: Path) -> None:
+    committed = (DOCS / "results" / "squeezing.svg").read_text(encoding="utf-8")
+    if f"Matplotlib v{mpl.__version__}" not in committed:
+        pytest.skip("drawn by another version of Matplotlib")
+    remake.draw(tmp_path / "squeezing.svg")
+    assert (tmp_path / "squeezing.svg").read_text(encoding="utf-8") == committed
+
+
+def test_the_records_are_small_and_whole() -> None:
+    files = sorted((DOCS / "results").glob("*.json"))
+    assert sum(file.stat().st_size for file in files) < 5_000_000
+    for file in files:
+        record = read_json(file)
+        assert record["failed"] == {}
+        # Every row has the seeds that it says, once.
+        cells = [(cell["row"], cell["seed"]) for cell in record["cells"]]
+        assert len(set(cells)) == len(cells)
+
+
+def test_intervals_and_p_are_scipys() -> None:
+    rng = np.random.default_rng(0)
+    for count in (2, 3, 5, 20):
+        first, second = rng.normal(0, 1, count), rng.normal(0.5, 2, count)
+        middle, width = remake.interval(list(first - second))
+        theirs = stats.ttest_rel(first, second)
+        low, high = theirs.confidence_interval(0.95)
+        assert (middle - width, middle + width) == pytest.approx((low, high))
+        assert remake.p_value(list(first - second)) == pytest.approx(theirs.pvalue)
+    assert math.isnan(remake.interval([1.0])[1])
+
+
+def test_differences_are_paired_by_seed() -> None:
+    def cell(value: float) -> dict[str, Any]:
+        return {"scores": {"coco/CIDEr": value}}
+
+    cells = {"a": {0: cell(1), 2: cell(5)}, "b": {0: cell(0.5), 1: cell(9), 2: cell(4)}}
+    assert remake.paired(cells, "a", "b", remake.score("coco/CIDEr", 1)) == [0.5, 1]
+
+
+def test_a_mark_without_a_table_is_refused() -> None:
+    with pytest.raises(AssertionError, match="lost"):
+        remake.fill("<!-- table: lost -->\n<!-- end -->", {})
+    page = "a\n<!-- table: x -->\nold\n<!-- end -->\nb"
+    assert remake.fill(page, {"x": "new"}) == "a\n<!-- table: x -->\n\nnew\n\n<!-- end -->\nb"
+
+
+def test_marks_tell_better_from_worse_and_only_where_it_is_sure() -> None:
+    def cells(values: list[float]) -> dict[int, dict[str, Any]]:
+        return {seed: {"scores": {"t/m": value}} for seed, value in enumerate(values)}
+
+    found = {
+        "ours": cells([1.0, 1.1, 0.9]),
+        "high": cells([2.0, 2.1, 1.91]),
+        "low": cells([0.0, 0.1, -0.11]),
+        "noisy": cells([2.0, 0.1, 1.9]),
+    }
+    for heading, better, worse in (("CIDEr", "▲", "▼"), ("token ECE", "▼", "▲")):
+        columns = [(heading, remake.score("t/m", 1), 1)]
+        text = remake.marked_table(found, list(found), columns, "ours")
+        assert f"| high | 2.0 {better} |" in text
+        assert f"| low | -0.0 {worse} |" in text
+        assert "| noisy | 1.3 |" in text
+        assert "| **ours** | 1.0 |" in text
+
+
+@pytest.mark.slow
+def test_a_committed_cell_is_reproduced(tmp_path: Path) -> None:
+    """Another torch may round otherwise, and squeezing amplifies it: its direction must hold."""
+    row, seed = CELL
+    run_one(DOCS / "study-squeezing.yaml", tmp_path, f"cells/{row}/seed-{seed}")
+    made = read_json(tmp_path / "cells" / row / f"seed-{seed}" / "cell.json")
+    committed = remake.read("study-squeezing")[row][seed]
+    assert made["training"]["verdict"] == committed["training"]["verdict"] == "displacement"
+    assert made["training"]["pairs_seen"] == committed["training"]["pairs_seen"]
+    scores = read_json(tmp_path / "cells" / row / f"seed-{seed}" / "run" / "results.json")
+    cider = scores["tasks"]["coco"]["metrics"]["CIDEr"]["value"]
+    assert cider == pytest.approx(committed["scores"]["coco/CIDEr"], abs=0.2)
