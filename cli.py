@@ -272,7 +272,8 @@ def run(
         typer.Option(help="The weights' precision; auto: bfloat16, on a CPU float32."),
     ] = "auto",
     compiled: Annotated[
-        bool, typer.Option("--compile", help="torch.compile first: minutes, then faster.")
+        bool,
+        typer.Option("--compile", help="torch.compile first: minutes of work. Slower on a CPU."),
     ] = False,
     engine: Annotated[
         Literal["hf", "openai"],
