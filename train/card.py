@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
+from cwdpo_bench.files import write_text
 from cwdpo_bench.train.recipe import Recipe
 
 CARD = "README.md"
@@ -73,7 +74,8 @@ def model_card(recipe: Recipe, record: dict[str, Any], *, adapter: bool, model: 
         "## Loading",
         "",
         "```python",
-        *_loading(base, adapter),
+        # A folder's name here leads nowhere else, or to somebody else's model on the Hub.
+        *_loading(base if hub else "BASE", adapter),
         "```",
         "",
         "## Scores",
@@ -88,7 +90,7 @@ def write_card(folder: Path, recipe: Recipe, record: dict[str, Any], model: str)
     """Write the card, in the place of peft's own where the checkpoint is an adapter."""
     adapter = (folder / "adapter_config.json").is_file()
     text = model_card(recipe, record, adapter=adapter, model=model)
-    (folder / CARD).write_text(text, encoding="utf-8")
+    write_text(folder / CARD, text)
 
 
 def _base(name: str) -> tuple[str, bool]:

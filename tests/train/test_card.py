@@ -50,6 +50,7 @@ def test_every_checkpoint_has_a_card_that_the_hub_reads(
         assert str(tmp_path) not in texts[name]
         assert str(tiny_model_folder.parent) not in texts[name]
     assert "PeftModel" in texts["lora"]
+    assert 'from_pretrained("BASE")' in texts["lora"]
     assert texts["again"] == texts["full"]
 
 
@@ -58,6 +59,7 @@ def test_the_base_and_its_licence_are_named_where_they_are_known(tmp_path: Path)
     text = model_card(recipe, RECORD, adapter=True, model="owner/base-7B")
     data = ModelCard(text).data
     assert data.base_model == "owner/base-7B"
+    assert 'from_pretrained("owner/base-7B")' in text
     assert data.license is None
     assert "look it up" in text
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
