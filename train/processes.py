@@ -126,6 +126,9 @@ def shard(vlm: VLM, arguments: TrainingArguments) -> VLM:
         )
     if not spreads_weights():
         return vlm
+    # Where the launcher says nothing, accelerate takes the first.
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("FSDP's first version is not supported; set fsdp_version: 2")
     from accelerate import Accelerator
 
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"
@@ -136,8 +139,6 @@ def shard(vlm: VLM, arguments: TrainingArguments) -> VLM:
             f"FSDP is asked for, but accelerate does not spread weights on {accelerator.device}; "
             "start it on accelerators, or take a configuration without FSDP"
         )
-    if plugin.fsdp_version != 2:
-        raise UserError("FSDP's first version is not supported; set fsdp_version: 2")
     if plugin.activation_checkpointing:
         raise UserError(
             "set fsdp_activation_checkpointing: false in the launcher's configuration, and "
