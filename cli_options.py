@@ -1,15 +1,17 @@
-"""What the commands' modules share: options by the same name, and what a model's name means."""
+"""What the commands' modules share: options, what a model's name means, how they end and show."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from cwdpo_bench.errors import UserError
 
 if TYPE_CHECKING:
+    from cwdpo_bench.leaderboards import Comparison
     from cwdpo_bench.vlm import VLM
 
 MODEL_HELP = "Hub id, local folder, adapter folder, or `demo`, the bundled model."
@@ -78,3 +80,18 @@ def whole_number(option: str, text: str) -> int:
         return int(text)
     except ValueError as error:
         raise UserError(f"{option}: {text!r} is neither auto nor a whole number") from error
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Leave with one line on standard error."""
+    print(f"cwdpo-bench: error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def show(comparison: Comparison) -> None:
+    """A comparison as a table in the terminal."""
+    from rich.console import Console
+
+    from cwdpo_bench.leaderboards import render
+
+    Console().print(render(comparison))

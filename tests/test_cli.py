@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 import cwdpo_bench
-import cwdpo_bench.cli as front_door
 from cwdpo_bench.cli import main
+from cwdpo_bench.cli_evaluate import _data_root
 from cwdpo_bench.errors import UserError
 
 COMMANDS = [
@@ -438,18 +438,18 @@ def test_what_was_trained_from_the_demo_is_scored_on_the_demos_data(
     second = _checkpoint(tmp_path / "second", str(first))
     foreign = _checkpoint(tmp_path / "foreign", "Qwen/Qwen2.5-VL-7B-Instruct")
     for model in ("demo", str(first), str(second)):
-        assert front_door._data_root(model, None) == tmp_path / "rendered"
+        assert _data_root(model, None) == tmp_path / "rendered"
     for model in (str(foreign), str(tmp_path), "Qwen/Qwen2.5-VL-7B-Instruct"):
         with pytest.raises(UserError, match="--data-root"):
-            front_door._data_root(model, None)
+            _data_root(model, None)
 
 
 def test_the_data_root_is_the_option_then_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CWDPO_BENCH_DATA", str(tmp_path / "variable"))
-    assert front_door._data_root("demo", tmp_path / "option") == tmp_path / "option"
-    assert front_door._data_root("demo", None) == tmp_path / "variable"
+    assert _data_root("demo", tmp_path / "option") == tmp_path / "option"
+    assert _data_root("demo", None) == tmp_path / "variable"
 
 
 def test_tasks_are_listed_without_a_model(cli: Cli, tmp_path: Path) -> None:
