@@ -21,6 +21,7 @@ from cwdpo_bench.cli_options import (
     ModelOption,
     RetriesOption,
     TimeoutOption,
+    layout_of,
     load_model,
 )
 from cwdpo_bench.errors import UserError
@@ -88,7 +89,7 @@ def perturb(
     from cwdpo_bench.train.preferences.perturb import KINDS
 
     shares = dict.fromkeys(KINDS, 1.0) if kinds is None else dict(_shares(kinds, "--kinds"))
-    layout = _layout(data_format)
+    layout = layout_of(data_format)
     if engine == "rules":
         if base_url is not None or model is not None:
             raise UserError("--base-url and --model go with --engine openai")
@@ -143,7 +144,7 @@ def sample(
     if not 0 < temperature < float("inf"):
         raise UserError(f"--temperature: {temperature} is not above 0")
     sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens)
-    reading: dict[str, Any] = {"image_root": image_root, "layout": _layout(data_format)}
+    reading: dict[str, Any] = {"image_root": image_root, "layout": layout_of(data_format)}
     record = sample_file(data, output, _load(model), sampling, seed=seed, **reading)
     _tell(record, output, as_json)
 
@@ -180,7 +181,7 @@ def filter_(
         with_images=not without_images,
         batch_size=batch_size,
         image_root=image_root,
-        layout=_layout(data_format),
+        layout=layout_of(data_format),
     )
     _tell(record, output, as_json)
 
@@ -222,7 +223,7 @@ def stats(
         with_images=not without_images,
         batch_size=batch_size,
         image_root=image_root,
-        layout=_layout(data_format),
+        layout=layout_of(data_format),
     )
     if as_json:
         print(json.dumps(found.record(), indent=2))
@@ -249,7 +250,7 @@ def check(
         with_images=not without_images,
         need_rejected=not without_rejected,
         image_root=image_root,
-        layout=_layout(data_format),
+        layout=layout_of(data_format),
     )
     if as_json:
         print(json.dumps(record, indent=2))
@@ -260,12 +261,6 @@ def check(
             print(f"{count} x {reason}, the first: {record['first'][reason]}")
     if record["dropped"]:
         raise typer.Exit(2)
-
-
-def _layout(name: str | None) -> str:
-    from cwdpo_bench.train.layouts import AUTO, checked_layout
-
-    return checked_layout(name or AUTO, "--format")
 
 
 def _counts(counts: dict[str, Any]) -> str:

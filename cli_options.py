@@ -48,6 +48,13 @@ MaxTotalTokensOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
+def layout_of(name: str | None) -> str:
+    """The layout that `--format` names; by default told by each row's fields."""
+    from cwdpo_bench.train.layouts import AUTO, checked_layout
+
+    return checked_layout(name or AUTO, "--format")
+
+
 def model_path(model: str) -> str:
     """Where the model is loaded from."""
     if model == "demo":

@@ -16,6 +16,7 @@ from cwdpo_bench.cli_options import (
     JsonOption,
     ModelOption,
     fail,
+    layout_of,
     load_model,
     model_path,
 )
@@ -115,6 +116,8 @@ def diagnose(
     output: Annotated[
         Path | None, typer.Option(help="A folder for diagnose.json and diagnose.png.")
     ] = None,
+    data_format: FormatOption = None,
+    image_root: ImageRootOption = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the model's own code.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -123,9 +126,12 @@ def diagnose(
     from cwdpo_bench.train.diagnose import diagnose as run_diagnosis
     from cwdpo_bench.train.diagnose import table
 
+    layout = layout_of(data_format)
     model = load_model(checkpoint, trust_remote_code=trust_remote_code)
     base = None if against is None else load_model(against, trust_remote_code=trust_remote_code)
-    record = run_diagnosis(model, data, base=base, output=output)
+    record = run_diagnosis(
+        model, data, base=base, output=output, image_root=image_root, layout=layout
+    )
     if as_json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
         return

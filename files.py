@@ -1,10 +1,12 @@
-"""Writes that are whole or absent: a temporary file beside the target, fsync, rename.
+"""Writes that are whole or absent (a temporary file beside the target, fsync, rename), and locks.
 
 JSON is strict: a NaN or an infinity is refused, because other readers refuse it later.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cwdpo_bench.errors import UserError
 
@@ -83,6 +85,23 @@ def write_json(path: Path, value: Any) -> None:
     except ValueError as error:
         raise UserError(f"{path}: not written, a value is NaN or infinite ({error})") from error
     write_text(path, text + "\n")
+
+
+def lock(file: IO[Any], path: Path, taken: str) -> None:
+    """Lock an open file without waiting; the lock goes with the process, however that ends.
+
+    Raises:
+        UserError: another process holds it, told as `taken`, or the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(taken) from error
+        raise UserError(
+            f"{path}: cannot be locked ({error.strerror}), so that two processes could write there "
+            "at a time; name a folder on another file system"
+        ) from error
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

@@ -9,7 +9,6 @@ model, data or versions are no longer those that the study asks for is refused.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import Any
 from cwdpo_bench import __version__
 from cwdpo_bench.cli_options import model_path
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.files import read_json, write_json
+from cwdpo_bench.files import lock, read_json, write_json
 from cwdpo_bench.study_file import Cell, Study, recipe_of, start_of
 from cwdpo_bench.train.data import fingerprint
 
@@ -211,11 +210,8 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """The lock goes with the process, however that ends."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another process works on this cell; let it end") from error
+    with (folder / ".lock").open("w") as file:
+        lock(file, folder, f"{folder}: another process works on this cell; let it end")
         yield
 
 

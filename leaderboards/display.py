@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cwdpo_bench.leaderboards.comparison import Comparison, Score, TaskComparison
+from cwdpo_bench.markup import plain
 
 MARKS = {"better": "▲", "worse": "▼", "higher": "↑", "lower": "↓", "same": "="}
 DASH = "–"
@@ -127,11 +128,6 @@ def overview(comparison: Comparison) -> dict[str, list[tuple[TaskComparison, str
         ]
         for title, headlines in (("Scores", HEADLINES), ("Calibration", CALIBRATION_HEADLINES))
     }
-
-
-def plain(text: str) -> str:
-    """`text` on one line, without control, escape or direction characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def caption(task: TaskComparison) -> str:

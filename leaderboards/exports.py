@@ -23,11 +23,11 @@ from cwdpo_bench.leaderboards.display import (
     legend,
     metric_groups,
     overview,
-    plain,
     provenance_rows,
     scale,
     value_with_mark,
 )
+from cwdpo_bench.markup import plain
 
 # --- CSV -----------------------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
-from cwdpo_bench.leaderboards.display import DASH, interval, number, p_value, plain
+from cwdpo_bench.leaderboards.display import DASH, interval, number, p_value
 from cwdpo_bench.leaderboards.gate import Check, GateResult
-from cwdpo_bench.leaderboards.markdown import escape, table
+from cwdpo_bench.leaderboards.markdown import table
+from cwdpo_bench.markup import escape, plain
 
 SIGNS = {"pass": "✓", "regression": "✗", "inconclusive": "?", "not judged": "!"}
 _HEADINGS = {

@@ -6,7 +6,6 @@ Published figures are a block of their own under a heading that says so, below e
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from cwdpo_bench.leaderboards import published
@@ -24,15 +23,14 @@ from cwdpo_bench.leaderboards.display import (
     number,
     overview,
     p_value,
-    plain,
     provenance_rows,
     value_with_mark,
 )
+from cwdpo_bench.markup import escape
 
 Dynamics = Mapping[str, Mapping[str, float | str]]
 
 TITLE = "Leaderboard"
-_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"})
 
 
 def to_markdown(
@@ -70,13 +68,6 @@ def to_markdown(
     if with_published:
         blocks.append(_published())
     return "\n\n".join(blocks) + "\n"
-
-
-def escape(text: str) -> str:
-    """`text` on one line with nothing that markdown, its tables or HTML would read as a sign."""
-    signs = re.sub(r"([\\`*_{}\[\]()#~!$])", r"\\\1", plain(text)).translate(_ENTITIES)
-    # Bare addresses become links by themselves.
-    return signs.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
 def _overview(comparison: Comparison) -> str:

@@ -10,7 +10,8 @@ import yaml
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_text
 from cwdpo_bench.leaderboards.comparison import Comparison, TaskComparison
-from cwdpo_bench.leaderboards.display import CALIBRATION_HEADLINES, QUALITY, plain, scale
+from cwdpo_bench.leaderboards.display import CALIBRATION_HEADLINES, QUALITY, scale
+from cwdpo_bench.markup import plain
 
 BEGIN, END = "<!-- cwdpo-bench:begin -->", "<!-- cwdpo-bench:end -->"
 

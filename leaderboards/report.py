@@ -18,7 +18,6 @@ from cwdpo_bench.leaderboards.comparison import Comparison
 from cwdpo_bench.leaderboards.display import (
     PROVENANCE_COLUMNS,
     legend,
-    plain,
     provenance_rows,
 )
 from cwdpo_bench.leaderboards.policy import load_policy
@@ -39,6 +38,7 @@ from cwdpo_bench.leaderboards.systems import (
     labelled,
     read_systems,
 )
+from cwdpo_bench.markup import plain
 
 TITLE = "cwdpo-bench report"
 

@@ -15,8 +15,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from cwdpo_bench.leaderboards.display import plain
 from cwdpo_bench.leaderboards.report_samples import dumps
+from cwdpo_bench.markup import plain
 
 _PAGE = files("cwdpo_bench.leaderboards") / "page"
 PICTURES_A_BLOCK = 100

@@ -32,12 +32,12 @@ from cwdpo_bench.leaderboards.display import (
     number,
     overview,
     p_value,
-    plain,
     scale,
     value_with_mark,
 )
 from cwdpo_bench.leaderboards.report_calibration import Calibration
 from cwdpo_bench.leaderboards.svg import series_class
+from cwdpo_bench.markup import plain
 
 
 @dataclass(frozen=True)

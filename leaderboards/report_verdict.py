@@ -15,10 +15,10 @@ from cwdpo_bench.leaderboards.display import (
     interval,
     number,
     overview,
-    plain,
 )
 from cwdpo_bench.leaderboards.gate import GateResult, run_gate
 from cwdpo_bench.leaderboards.gate_reports import SIGNS, line_of
+from cwdpo_bench.markup import plain
 
 _WORDS = {
     "pass": "passes",

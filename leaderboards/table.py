@@ -27,9 +27,9 @@ from cwdpo_bench.leaderboards.display import (
     number,
     overview,
     p_value,
-    plain,
     value_with_mark,
 )
+from cwdpo_bench.markup import plain
 
 _Item = TypeVar("_Item")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"errors", "files", "named", "progress", "quiet", ""}
+GROUND = {"errors", "files", "markup", "named", "progress", "quiet", ""}
 ROOMS = {
     "calibration": set(),
     "vlm": set(),

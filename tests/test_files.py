@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cwdpo_bench.errors import UserError, nearest
-from cwdpo_bench.files import read_json, write_json, write_text, write_with
+from cwdpo_bench.files import lock, read_json, write_json, write_text, write_with
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -110,3 +112,25 @@ def test_missing_and_undecodable_files_are_named(tmp_path: Path) -> None:
 def test_the_nearest_word_is_named_or_all_of_them() -> None:
     assert nearest("beat", ["beta", "tau"]) == "did you mean 'beta'?"
     assert nearest("zzz", ["beta", "tau"]) == "known: beta, tau"
+
+
+def test_a_file_is_locked_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with path.open("w") as first, path.open("w") as second:
+        lock(first, path, "somebody else writes")
+        with pytest.raises(UserError, match=r"^somebody else writes$"):
+            lock(second, path, "somebody else writes")
+    with path.open("w") as third:
+        lock(third, path, "somebody else writes")
+
+
+def test_a_file_system_without_locks_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = tmp_path / "a.lock"
+    with path.open("w") as file, pytest.raises(UserError, match=r"No locks available.*another"):
+        lock(file, path, "somebody else writes")

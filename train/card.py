@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from cwdpo_bench.files import write_text
+from cwdpo_bench.markup import code, escape
 from cwdpo_bench.train.recipe import Recipe
 
 CARD = "README.md"
@@ -43,30 +44,30 @@ def model_card(recipe: Recipe, record: dict[str, Any], *, adapter: bool, model: 
         metadata.to_yaml().strip(),
         "---",
         "",
-        f"# {_words(recipe.name)} on {_words(base)}",
+        f"# {escape(recipe.name)} on {escape(base)}",
         "",
-        f"Trained by cwdpo-bench {record['versions']['cwdpo-bench']} from {_code(base)} with "
-        f"recipe {_code(recipe.name)}, seed {record['seed']}.",
+        f"Trained by cwdpo-bench {record['versions']['cwdpo-bench']} from {code(base)} with "
+        f"recipe {code(recipe.name)}, seed {record['seed']}.",
         "",
-        f"- **Verdict of the learning dynamics**: {_words(record['verdict']['sentence'])}",
+        f"- **Verdict of the learning dynamics**: {escape(record['verdict']['sentence'])}",
         *[
-            f"- **{name}**: {_code(stage['objective'])}, {stage['pairs']} pairs, "
-            f"{stage['steps']} update steps; {_words(stage['verdict']['sentence'])}"
+            f"- **{name}**: {code(stage['objective'])}, {stage['pairs']} pairs, "
+            f"{stage['steps']} update steps; {escape(stage['verdict']['sentence'])}"
             for name, stage in record["stages"].items()
         ],
-        f"- **Data**: {_code(record['data']['file'])}, {record['data']['pairs']} pairs, "
+        f"- **Data**: {code(record['data']['file'])}, {record['data']['pairs']} pairs, "
         f"{record['data']['probe_pairs']} held out; fingerprint "
-        f"{_code(record['data']['fingerprint'])}",
+        f"{code(record['data']['fingerprint'])}",
         f"- **Weights**: {_weights(recipe, adapter)}",
         "- **Licence**: "
         + (
-            f"that of the base, {_code(licence)}"
+            f"that of the base, {code(licence)}"
             if licence
             else "that of the base, which its card here does not tell; look it up before sharing"
         ),
         "- **Versions**: "
         + ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
-        *[f"- **Warning**: {_words(warning)}" for warning in record["warnings"]],
+        *[f"- **Warning**: {escape(warning)}" for warning in record["warnings"]],
         "",
         "`recipe.yaml` holds every setting, `provenance.json` every figure above and more,",
         "`dynamics.parquet` and `dynamics.png` the held-out curves.",
@@ -136,13 +137,3 @@ def _loading(base: str, adapter: bool) -> list[str]:
         'model = PeftModel.from_pretrained(model, "FOLDER")',
         'processor = AutoProcessor.from_pretrained("FOLDER")',
     ]
-
-
-def _code(text: str) -> str:
-    """A name as code: markdown and HTML in it stay letters."""
-    return f"`{' '.join(str(text).replace('`', chr(39)).split())}`"
-
-
-def _words(text: str) -> str:
-    """A sentence in which nothing is read as markdown or HTML."""
-    return re.sub(r"([\\`*_{}\[\]()#~!$<>|&])", r"\\\1", " ".join(str(text).split()))

@@ -17,6 +17,7 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_json
 from cwdpo_bench.train.data import read_pairs
 from cwdpo_bench.train.dynamics import change_columns
+from cwdpo_bench.train.layouts import AUTO
 from cwdpo_bench.train.probes import ANSWER_KINDS, Probe, core_columns
 from cwdpo_bench.train.sections import Dynamics
 from cwdpo_bench.train.verdict import judge
@@ -26,7 +27,13 @@ _KINDS = ("chosen", "rejected", "argmax", *ANSWER_KINDS)
 
 
 def diagnose(
-    checkpoint: VLM, data: Path, *, base: VLM | None = None, output: Path | None = None
+    checkpoint: VLM,
+    data: Path,
+    *,
+    base: VLM | None = None,
+    output: Path | None = None,
+    image_root: Path | None = None,
+    layout: str = AUTO,
 ) -> dict[str, Any]:
     """Measure a checkpoint on held-out pairs, beside the base it is compared with.
 
@@ -36,6 +43,8 @@ def diagnose(
         base: what it came from, or any model with the same tokenizer; without it there are
             figures and no verdict.
         output: a folder for `diagnose.json` and `diagnose.png`.
+        image_root: what image paths are relative to; default the file's folder.
+        layout: of the rows, see `train/layouts.py`.
 
     Returns:
         `checkpoint` and `base`: figures by the names of `dynamics.parquet`; `verdict`; `pairs`.
@@ -44,7 +53,8 @@ def diagnose(
         UserError: bad data, two models with different tokenizers, or not finite figures.
     """
     settings = Dynamics()
-    pairs = read_pairs(data, need_rejected=False).pairs[: settings.pairs]
+    found = read_pairs(data, need_rejected=False, image_root=image_root, layout=layout)
+    pairs = found.pairs[: settings.pairs]
     start = checkpoint if base is None else base
     if start.tokenizer.get_vocab() != checkpoint.tokenizer.get_vocab():
         raise UserError(

@@ -1,10 +1,8 @@
 import re
 
 import numpy as np
-import pytest
 
 from cwdpo_bench.leaderboards import compare_runs, to_markdown
-from cwdpo_bench.leaderboards.markdown import escape
 
 HOSTILE = "a|b `c` <script>alert(1)</script>\n| new | row |\n# head *y* [l](http://e.vil) \x1b[31m"
 
@@ -141,19 +139,3 @@ def test_hostile_names_are_text(make, tmp_path):
     assert not re.search(r"(?<!\\)`", text)
     for rows in tables(text):
         assert len({len(row) for row in rows}) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "escaped"),
-    [
-        ("a|b", "a&#124;b"),
-        ("<b>&", "&lt;b&gt;&amp;"),
-        ("`x` *y* _z_ [l](u)", r"\`x\` \*y\* \_z\_ \[l\]\(u\)"),
-        ("back\\|slash", r"back\\&#124;slash"),
-        ("two\nlines\r\n\tand \u202etab", "two lines and tab"),
-        ("https://x.y www.z", "https&#58;//x.y www&#46;z"),
-        ("Qwen/Qwen2.5-VL-7B", "Qwen/Qwen2.5-VL-7B"),
-    ],
-)
-def test_signs_of_markdown_and_html_are_escaped(text, escaped):
-    assert escape(text) == escaped

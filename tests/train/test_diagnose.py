@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cwdpo_bench.cli import app
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.train.diagnose import diagnose
 from cwdpo_bench.vlm import VLM, load_vlm, score_completions
@@ -76,6 +77,29 @@ def test_without_a_base_there_are_figures_and_no_verdict(
     assert record["verdict"] is None
     assert record["base"] is None
     assert "shuffled_mean_logp" in record["checkpoint"]["figures"]
+
+
+def test_rows_of_a_public_set_with_images_elsewhere_are_read(
+    tiny_model_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    other = tmp_path / "mmpr.jsonl"
+    other.write_text(
+        "".join(
+            json.dumps({"question" if key == "prompt" else key: v for key, v in row.items()}) + "\n"
+            for row in rows
+        )
+    )
+    with pytest.raises(UserError, match="does not exist"):
+        diagnose(load_vlm(tiny_model_folder), other)
+    args = ["diagnose", str(tiny_model_folder), "--data", str(other), "--json"]
+    args += ["--image-root", str(data.parent), "--format"]
+    with pytest.raises(UserError, match="--format: unknown layout"):
+        app([*args, "mmpar"], standalone_mode=False)
+    app([*args, "mmpr"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    own = diagnose(load_vlm(tiny_model_folder), data)
+    assert found["checkpoint"]["figures"] == own["checkpoint"]["figures"]
 
 
 def test_other_tokenizers_are_refused(tiny_model_folder: Path, data: Path) -> None:

@@ -7,7 +7,6 @@ caption cost and why replies to it were refused, and may be deleted once the out
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.files import lock
 
 
 def journal_of(output: Path) -> Path:
@@ -66,12 +66,9 @@ def open_journal(path: Path) -> Iterator[Journal]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{path}: another run is writing it; wait for it, or name another --output"
-            ) from error
+        lock(
+            file, path, f"{path}: another run is writing it; wait for it, or name another --output"
+        )
         with _told(path):
             kept = _whole_lines(file, path)
         yield Journal(file, kept)
