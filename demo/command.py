@@ -116,7 +116,6 @@ def demo_jobs(output: Path, systems: Sequence[str], *, seed: int, smoke: bool) -
             budget=SMOKE if smoke else DEFAULT,
             base=base_path(),
             data=output / "data",
-            benchmarks=output / "data",
             checkpoint=output / "checkpoints" / name,
             run=output / "runs" / name,
         )

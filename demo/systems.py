@@ -1,8 +1,9 @@
 """The systems of the demo: which recipes, with which settings, for how many steps.
 
 All see the same pairs for the same number of update steps. The learning rate of each was chosen
-beforehand on the validation scenes, from one grid with the same number of tries: `demo/tune.py`,
-whose every try stands in `tuning.json`. Ablations keep the rate of `cw-dpo`: all else equal.
+beforehand on the validation scenes, from one grid with the same number of tries:
+`docs/study-tuning.yaml`, whose every try stands in `tuning.json`. Ablations keep the rate of
+`cw-dpo`: all else equal.
 """
 
 from __future__ import annotations

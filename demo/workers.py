@@ -40,11 +40,9 @@ class Job(NamedTuple):
         seed: of the training.
         budget: update steps.
         base: the checkpoint to start from, also the reference of TV and JS.
-        data: the rendered world: `pairs/` and, under `benchmarks`, the five layouts.
-        benchmarks: the data root to score on.
+        data: the rendered world: `pairs/` and the five layouts.
         checkpoint: folder of the trained checkpoint.
         run: folder of the scores.
-        tasks: benchmarks to run, all five by default.
     """
 
     system: str
@@ -54,10 +52,8 @@ class Job(NamedTuple):
     budget: Budget
     base: Path
     data: Path
-    benchmarks: Path
     checkpoint: Path
     run: Path
-    tasks: tuple[str, ...] | None = None
 
 
 class _Report(NamedTuple):
@@ -218,8 +214,8 @@ def _score(job: Job, model: Path, queue: SimpleQueue[_Report]) -> None:
     run_tasks(
         model,
         model_name=job.system,
-        tasks=job.tasks,
-        data_root=job.benchmarks,
+        tasks=None,
+        data_root=job.data,
         output=job.run,
         batch_size=32,
         # Under its short name: where the package lies must not change a signature.

@@ -24,11 +24,13 @@ from cwdpo_bench.demo.systems import (
     chosen_learning_rates,
     demo_recipe,
 )
-from cwdpo_bench.demo.tune import CRITERION, GRID
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import read_json
+from cwdpo_bench.study_file import load_study, recipe_of, tries
 from cwdpo_bench.train.recipe import shipped_recipes
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("budget", [DEFAULT, SMOKE])
@@ -47,17 +49,27 @@ def test_every_system_takes_the_same_number_of_steps_of_the_same_size(
 
 
 def test_every_system_had_the_same_tries_and_the_best_on_validation_was_chosen() -> None:
-    log = read_json(TUNING)
-    value = "/".join(CRITERION)
-    assert log["grid"] == list(GRID)
-    assert set(log["chosen"]) == set(TUNED)
+    log, study = read_json(TUNING), load_study(ROOT / "docs/study-tuning.yaml")
+    tune = study.tune
+    assert tune is not None
+    assert (log["grid"], log["steps"], log["seed"]) == (tune.values, study.steps, tune.seed)
+    assert set(log["chosen"]) == set(study.systems) == set(TUNED)
     for system in TUNED:
         tries = {t["learning_rate"]: t["scores"] for t in log["tries"] if t["system"] == system}
-        assert sorted(tries) == sorted(GRID)
+        assert sorted(tries) == sorted(tune.values)
         chosen = chosen_learning_rates()[system]
-        assert tries[chosen][value] == max(scores[value] for scores in tries.values())
+        assert tries[chosen][tune.metric] == max(scores[tune.metric] for scores in tries.values())
     # Ablations change one thing, so they keep the rate of what they are ablations of.
     assert {chosen_learning_rates()[name] for name in ABLATIONS} == {log["chosen"]["cw-dpo"]}
+
+
+def test_a_try_trains_as_the_demo_does() -> None:
+    study = load_study(ROOT / "docs/study-tuning.yaml")
+    for attempt in tries(study):
+        rate = attempt.settings["trainer.learning_rate"]
+        assert recipe_of(study, attempt) == demo_recipe(
+            attempt.system, seed=attempt.seed, budget=DEFAULT, learning_rate=rate
+        )
 
 
 def test_the_extended_table_holds_every_recipe_that_is_shipped() -> None:
@@ -67,7 +79,7 @@ def test_the_extended_table_holds_every_recipe_that_is_shipped() -> None:
 def test_all_jobs_start_from_the_base_and_read_the_same_data(tmp_path: Path) -> None:
     jobs = demo_jobs(tmp_path, SYSTEMS, seed=0, smoke=False)
     assert {job.system for job in jobs} == {BASE, *SYSTEMS}
-    assert len({(job.base, job.data, job.benchmarks, job.budget, job.seed) for job in jobs}) == 1
+    assert len({(job.base, job.data, job.budget, job.seed) for job in jobs}) == 1
     assert [job.system for job in jobs if job.recipe is None] == [BASE]
 
 
