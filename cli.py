@@ -108,7 +108,8 @@ def study(
         except Interrupted as interrupted:
             fail(str(interrupted), status=128 + interrupted.signal)
     elif as_commands:
-        print("\n".join(map(shlex.join, studies.commands(file, output))))
+        for command in studies.commands(file, output):
+            print(shlex.join(command))
     elif dry_run:
         plan = studies.plan(file, output)
         print(json.dumps(plan, indent=2) if as_json else studies.plan_text(plan, jobs))

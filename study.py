@@ -20,7 +20,15 @@ from typing import Any, NoReturn
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.progress import progress_bar
-from cwdpo_bench.study_cell import benchmarks, mark_failed, read_cell, run_cell
+from cwdpo_bench.study_cell import (
+    ELSEWHERE,
+    NO_WORD,
+    benchmarks,
+    is_running,
+    mark_failed,
+    read_cell,
+    run_cell,
+)
 from cwdpo_bench.study_file import Cell, Study, cells, load_study, start_of, tries
 from cwdpo_bench.study_record import write_results
 
@@ -41,7 +49,8 @@ def run_study(file: Path, output: Path, *, jobs: int = 1, say: Say) -> dict[str,
 
     Raises:
         UserError: the file is broken, a cell's folder was made from something else, or cells
-            failed: all are listed with their reasons, after the tables of the others are written.
+            failed or are running elsewhere: all are listed, after the tables of the others are
+            written.
     """
     study = load_study(file)
     attempts = tries(study)
@@ -170,14 +179,15 @@ def plan_text(found: dict[str, Any], jobs: int) -> str:
 def commands(file: Path, output: Path) -> list[list[str]]:
     """One command for every cell that can start now: tries first, then what others start from."""
     every = plan(file, output)["cells"]
-    rows = [row for row in every if row["status"] != "finished"]
-    first = [row for row in rows if row["key"].startswith("tune/")]
-    if not first:
+    left = [row for row in every if row["status"] != "finished"]
+    tuned = not any(row["key"].startswith("tune/") for row in left)
+    rows = [row for row in left if row["key"].startswith("tune/") or tuned]
+    if tuned:
         study = load_study(file)
         done = {row["key"] for row in every if row["status"] == "finished"}
         starts = {cell.key: start_of(study, cell) for cell in cells(study, {})}
         rows = [row for row in rows if (start := starts[row["key"]]) is None or start.key in done]
-    return [_command(file, output, row["key"]) for row in first or rows]
+    return [_command(file, output, row["key"]) for row in rows if row["status"] != "running"]
 
 
 def _command(file: Path, output: Path, key: str) -> list[str]:
@@ -190,7 +200,7 @@ def _command(file: Path, output: Path, key: str) -> list[str]:
 def _run(
     study: Study, file: Path, planned: Sequence[Cell], output: Path, jobs: int, say: Say
 ) -> dict[str, str]:
-    """Run what is not finished; returns the cells that failed and why."""
+    """Run what is not finished; returns the cells that have no figures and why."""
     left = [cell for cell in planned if read_cell(study, cell, output)["status"] != "finished"]
     # Seed by seed: a study that is stopped early has every row, with fewer seeds.
     seeds = {seed: index for index, seed in enumerate(study.seeds)}
@@ -212,7 +222,8 @@ def _run(
                 reason = future.result()
                 if reason is not None:
                     failed[futures[future].key] = reason
-                    say(f"{futures[future].key}: failed: {reason}")
+                    verb = "" if reason == ELSEWHERE else "failed: "
+                    say(f"{futures[future].key}: {verb}{reason}")
                 bar.update(task, note=futures[future].key)
                 bar.advance(task)
         except BaseException:
@@ -228,8 +239,10 @@ def _run(
 def _run_process(
     study: Study, file: Path, cell: Cell, output: Path, running: set[subprocess.Popen[bytes]]
 ) -> str | None:
-    """One cell in a process of one thread; returns why it failed, if it did."""
+    """One cell in a process of one thread; returns why it is not finished, if it is not."""
     folder = output / cell.key
+    if is_running(folder):
+        return ELSEWHERE
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "cwdpo_bench", *_command(file, output, cell.key)[1:]]
     with (folder / "cell.log").open("ab") as log:
@@ -246,10 +259,13 @@ def _run_process(
         running.add(process)
         status = process.wait()
         running.discard(process)
-    if status == 0:
-        return None
     state = read_cell(study, cell, output)
-    if state["status"] in ("running", "new"):
+    if status == 0 or state["status"] == "finished":
+        return None
+    if state["status"] == "running":
+        # Its own process has ended: another took the cell before it.
+        return ELSEWHERE
+    if state["status"] == "new" or state["reason"] == NO_WORD:
         # It could not say so itself.
         reason = f"ended with status {status}; see {folder / 'cell.log'}"
         if status < 0:
@@ -274,5 +290,16 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _list(failed: dict[str, str], mend: str) -> str:
-    told = "".join(f"\n  {key}: {reason}" for key, reason in failed.items())
-    return f"{len(failed)} cell(s) failed; {mend}{told}"
+    elsewhere = [key for key, reason in failed.items() if reason == ELSEWHERE]
+    own = {key: reason for key, reason in failed.items() if reason != ELSEWHERE}
+    told = []
+    if own:
+        lines = "".join(f"\n  {key}: {reason}" for key, reason in own.items())
+        told.append(f"{len(own)} cell(s) failed; {mend}{lines}")
+    if elsewhere:
+        lines = "".join(f"\n  {key}" for key in elsewhere)
+        told.append(
+            f"{len(elsewhere)} cell(s) are running in another process; run the same command again "
+            f"when they have ended{lines}"
+        )
+    return "\n".join(told)

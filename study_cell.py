@@ -9,6 +9,8 @@ model, data or versions are no longer those that the study asks for is refused.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +29,15 @@ from cwdpo_bench.study_file import Cell, Study, recipe_of, start_of
 from cwdpo_bench.train.data import fingerprint
 
 RECORD = "cell.json"
+LOCK = ".lock"
+NO_WORD = "its process ended without a word"
+ELSEWHERE = "is running in another process"
+"""Why a cell has no figures that did not fail."""
+STAGE_FIGURES = (
+    *("objective", "pairs", "steps", "seconds", "tokens", "dynamics", "stopped"),
+    *("cooling", "threshold", "penalty_active"),
+)
+"""What the record keeps of a stage's provenance, where the stage has it."""
 
 
 def run_cell(study: Study, cell: Cell, output: Path) -> None:
@@ -88,7 +99,20 @@ def read_cell(study: Study, cell: Cell, output: Path) -> dict[str, Any]:
         )
     if found["status"] == "finished" and not (file.parent / "run" / "results.json").is_file():
         found["status"] = "interrupted"
+    if found["status"] == "running" and not is_running(file.parent):
+        found |= {"status": "interrupted", "reason": NO_WORD}
     return found
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process works on the cell of this folder, here or on another node."""
+    try:
+        with (folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        # Not begun yet, or a file system without locks.
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    return False
 
 
 def mark_failed(folder: Path, reason: str) -> None:
@@ -123,7 +147,7 @@ def _train_and_score(study: Study, cell: Cell, folder: Path, record: dict[str, A
     base = model_path(study.model)
     recipe, model, seconds = recipe_of(study, cell), base, record["seconds"]
     if recipe is not None:
-        data, probe = _pairs(study, cell)
+        data, probe = training_data(study, cell)
         model = str(folder / "checkpoint")
         before = _start(study, cell, folder)
         with _timed(seconds, "train"):
@@ -189,7 +213,7 @@ def _training(made: Mapping[str, Any], recipe: Any) -> dict[str, Any]:
         "tokens_trained": sum(stage["tokens"]["trained"] for stage in made["stages"].values()),
         "tokens_read": sum(stage["tokens"]["read"] for stage in made["stages"].values()),
         "stages": {
-            name: {key: stage[key] for key in ("objective", "pairs", "steps", "seconds")}
+            name: {key: stage[key] for key in STAGE_FIGURES if key in stage}
             for name, stage in made["stages"].items()
         },
         "verdict": made["verdict"]["name"],
@@ -210,26 +234,29 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """The lock goes with the process, however that ends."""
-    with (folder / ".lock").open("w") as file:
+    with (folder / LOCK).open("w") as file:
         lock(file, folder, f"{folder}: another process works on this cell; let it end")
         yield
 
 
-def _pairs(study: Study, cell: Cell) -> tuple[Path, Path | None]:
+def training_data(study: Study, cell: Cell) -> tuple[Path, Path | None]:
     """Training and held-out pairs. The latter are the study's, so that rows can be compared."""
     system = study.systems[cell.system]
     if study.data is not None:
         return system.data or study.data, study.probe
     pairs = demo_world() / "pairs"
-    if system.easy_share is not None:
-        return _demo_pairs(system.easy_share), pairs / "probe.jsonl"
-    return system.data or pairs / "train.jsonl", pairs / "probe.jsonl"
+    if system.data is not None:
+        return system.data, pairs / "probe.jsonl"
+    return _demo_pairs(system.easy_share, system.pairs), pairs / "probe.jsonl"
 
 
-def _demo_pairs(easy_share: float) -> Path:
-    from cwdpo_bench.demo import training_pairs
+def _demo_pairs(easy_share: float | None, number: int | None) -> Path:
+    from cwdpo_bench.demo import first_pairs, training_pairs
 
-    return training_pairs(easy_share)
+    every = (
+        demo_world() / "pairs" / "train.jsonl" if easy_share is None else training_pairs(easy_share)
+    )
+    return every if number is None else first_pairs(every, number)
 
 
 # --- fingerprint ---------------------------------------------------------------------------------
@@ -238,7 +265,7 @@ def _demo_pairs(easy_share: float) -> Path:
 def _fingerprint(study: Study, cell: Cell) -> dict[str, Any]:
     """All that a cell's figures depend on."""
     recipe = recipe_of(study, cell)
-    data, probe = _pairs(study, cell)
+    data, probe = training_data(study, cell)
     start = start_of(study, cell)
     return {
         **({} if start is None else {"start": _fingerprint(study, start)}),

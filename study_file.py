@@ -31,7 +31,8 @@ class System(Section):
     """One row of the tables: a recipe (`none`: the model untrained) and its own settings.
 
     `start` names the system whose checkpoint of the same seed is trained on. `steps`, `data` and
-    `easy_share` (of the demo's pairs) take the place of the study's.
+    `easy_share` (of the demo's pairs) take the place of the study's; `pairs` keeps so many of the
+    demo's, the first ones.
     """
 
     recipe: str
@@ -40,6 +41,7 @@ class System(Section):
     steps: Annotated[int, Field(gt=1)] | None = None
     data: Path | None = None
     easy_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    pairs: Annotated[int, Field(gt=0)] | None = None
 
 
 class Tune(Section):
@@ -205,9 +207,9 @@ def recipe_of(study: Study, cell: Cell) -> Recipe | None:
     if cell.recipe == NO_TRAINING:
         return None
     asked = study.systems[cell.system].steps or study.steps
-    steps = [] if asked is None else step_settings(load_recipe(cell.recipe), asked)
     # JSON is YAML, whatever the value holds.
     settings = [f"{key}={json.dumps(value)}" for key, value in cell.settings.items()]
+    steps = [] if asked is None else step_settings(load_recipe(cell.recipe, settings), asked)
     return load_recipe(cell.recipe, [*steps, *settings, f"trainer.seed={cell.seed}"])
 
 
@@ -246,11 +248,14 @@ def _check_names(study: Study, file: Path) -> None:
             )
     for name, system in study.systems.items():
         _check_start(study, name, system, file)
-        if system.easy_share is not None and (study.model != "demo" or study.data or system.data):
-            raise UserError(
-                f"{file}: systems.{name}.easy_share: is of the demo's own pairs; write "
-                "`model: demo` without data, or remove it"
-            )
+        for key in ("easy_share", "pairs"):
+            if getattr(system, key) is not None and (
+                study.model != "demo" or study.data or system.data
+            ):
+                raise UserError(
+                    f"{file}: systems.{name}.{key}: is of the demo's own pairs; write "
+                    "`model: demo` without data, or remove it"
+                )
     for name in study.sweeps:
         if name not in study.systems:
             raise UserError(

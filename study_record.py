@@ -18,7 +18,7 @@ from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import read_json, write_json, write_text
 from cwdpo_bench.leaderboards import build_report, compare_runs, to_csv, to_json, to_markdown
 from cwdpo_bench.leaderboards.markdown import table
-from cwdpo_bench.study_cell import RECORD, benchmarks
+from cwdpo_bench.study_cell import ELSEWHERE, RECORD, benchmarks
 from cwdpo_bench.study_file import Cell, Study
 
 COSTS = ("pairs", "pairs_seen", "steps", "tokens_trained", "tokens_read")
@@ -40,7 +40,7 @@ def write_results(
     planned: Sequence[Cell],
     tries: Sequence[Cell],
     chosen: Mapping[str, Any],
-    failed: Mapping[str, str],
+    missing: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write RESULTS.md, results.csv, report.html and study.json; returns what the last one holds.
 
@@ -51,11 +51,11 @@ def write_results(
         planned: all cells on test data.
         tries: all cells on validation data.
         chosen: system → the value that won there.
-        failed: cell → why it has no figures.
+        missing: cell → why it has no figures.
     """
-    finished = [cell for cell in planned if cell.key not in failed]
+    finished = [cell for cell in planned if cell.key not in missing]
     entries = [_entry(cell, output) for cell in finished]
-    warnings = [*unfair(entries), *_gaps(planned, failed)]
+    warnings = [*unfair(entries), *_gaps(planned, missing)]
     record: dict[str, Any] = {
         "schema": 1,
         "study": file.name,
@@ -64,7 +64,8 @@ def write_results(
         "chosen": {} if study.tune is None else {"key": study.tune.key, "values": dict(chosen)},
         "cells": entries,
         "tries": [_entry(cell, output) for cell in tries],
-        "failed": dict(failed),
+        "failed": {key: why for key, why in missing.items() if why != ELSEWHERE},
+        "running": [key for key, why in missing.items() if why == ELSEWHERE],
         "warnings": warnings,
         "comparison": None,
         "written": ["study.json"],
@@ -124,10 +125,10 @@ def unfair(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _gaps(planned: Sequence[Cell], failed: Mapping[str, str]) -> list[str]:
+def _gaps(planned: Sequence[Cell], missing: Mapping[str, str]) -> list[str]:
     lacking: dict[str, list[str]] = {}
     for cell in planned:
-        if cell.key in failed:
+        if cell.key in missing:
             lacking.setdefault(cell.row, []).append(str(cell.seed))
     return [f"{row}: without seeds {', '.join(seeds)}" for row, seeds in lacking.items()]
 

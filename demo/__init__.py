@@ -8,8 +8,9 @@ from pathlib import Path
 
 from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.files import write_text
 
-__all__ = ["base_path", "data_root", "training_pairs"]
+__all__ = ["base_path", "data_root", "first_pairs", "training_pairs"]
 
 
 def base_path() -> Path:
@@ -49,6 +50,25 @@ def training_pairs(easy_share: float, cache: Path | None = None, seed: int = 0) 
 
     folder = _cache(cache) / f"demo-{__version__}-{seed}-easy-{easy_share:g}"
     return _made(folder, lambda: render_pairs(folder, seed, easy_share)) / "train.jsonl"
+
+
+def first_pairs(file: Path, number: int) -> Path:
+    """A file beside it with the first pairs alone; the demo's are in no order.
+
+    Args:
+        file: preference data as JSON lines.
+        number: of pairs to keep.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    part = file.with_name(f"{file.stem}-first-{number}.jsonl")
+    if not part.is_file():
+        rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        if number > len(rows):
+            raise UserError(f"pairs: {number}: {file} has {len(rows)}; ask for fewer")
+        write_text(part, "".join(rows[:number]))
+    return part
 
 
 def _cache(cache: Path | None) -> Path:

@@ -15,14 +15,14 @@ import yaml
 from safetensors.torch import load_file
 
 from cwdpo_bench import study as studies
-from cwdpo_bench.demo import base_path, training_pairs
+from cwdpo_bench.demo import base_path, first_pairs, training_pairs
 from cwdpo_bench.demo.layouts import SMOKE, render_pairs, write_world
 from cwdpo_bench.demo.systems import DEFAULT, EVERY_SYSTEM, chosen_learning_rates, demo_recipe
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import read_json, write_json
 from cwdpo_bench.study import choose, commands, plan, plan_text, run_one, run_study
-from cwdpo_bench.study_cell import RECORD, read_cell
+from cwdpo_bench.study_cell import RECORD, _alone, read_cell, run_cell
 from cwdpo_bench.study_file import cells, load_study, recipe_of, start_of, tries
 from cwdpo_bench.study_record import unfair
 
@@ -115,6 +115,7 @@ def _finish(file: Path, output: Path, key: str, seconds: float = 10.0) -> None:
             "tries on validation data know no start",
         ),
         ({"systems": {"a": {"recipe": "dpo", "easy_share": 0.5}}}, "is of the demo's own pairs"),
+        ({"systems": {"a": {"recipe": "dpo", "pairs": 8}}}, "a.pairs: is of the demo's own pairs"),
         ({"systems": {"a": {"recipe": "dpo", "easy_share": 1.5}}}, "systems.a.easy_share: "),
         ({"systems": {"a": {"recipe": "dpo", "data": "no.jsonl"}}}, "systems.a.data: .*not there"),
         ({"baseline": "sfft"}, "baseline: no row 'sfft'; did you mean 'sft'"),
@@ -233,6 +234,28 @@ def test_another_share_of_easy_pairs_is_rendered_once(
         "0.25",
         "1",
     ]
+
+
+def test_the_first_pairs_are_a_prefix_beside_the_others(tmp_path: Path) -> None:
+    every = tmp_path / "train.jsonl"
+    every.write_text("".join(f'{{"id": {i}}}\n' for i in range(5)))
+    part = first_pairs(every, 2)
+    assert part.parent == every.parent
+    assert every.read_text().startswith(part.read_text())
+    assert part.read_text().count("\n") == 2
+    with pytest.raises(UserError, match=r"pairs: 6: .* has 5"):
+        first_pairs(every, 6)
+
+
+def test_steps_go_to_the_stages_as_their_pairs(write: Callable[..., Path]) -> None:
+    for share, steps in ((0.25, [2, 6]), (0.75, [6, 2]), (0.99, [7, 1])):
+        settings = {"data.stage1_share": share}
+        systems = {"a": {"recipe": "cw-dpo", "settings": settings}}
+        study = load_study(write(steps=8, settings={}, systems=systems))
+        recipe = recipe_of(study, cells(study, {})[0])
+        assert recipe is not None
+        made = [recipe.trainer_arguments(stage)["max_steps"] for stage in recipe.stages().values()]
+        assert made == steps
 
 
 # --- planning ------------------------------------------------------------------------------------
@@ -437,6 +460,38 @@ def test_a_process_that_is_killed_is_a_failed_cell(
     (tmp_path / "killed").chmod(0o755)
     with pytest.raises(UserError, match="killed by signal 9, perhaps for lack of memory"):
         run_study(write(seeds=[0]), tmp_path / "out", say=lambda _: None)
+
+
+def test_a_cell_that_runs_elsewhere_has_not_failed(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "_command", lambda *_: pytest.fail("it was started again"))
+    file, output = write(systems={"base": {"recipe": "none"}, **SFT_B}, seeds=[0]), tmp_path / "out"
+    _finish(file, output, "cells/base/seed-0")
+    folder = output / "cells/b/seed-0"
+    folder.mkdir(parents=True)
+    study = load_study(file)
+    cell = cells(study, {})[1]
+    write_json(folder / RECORD, read_cell(study, cell, output) | {"status": "running"})
+    with _alone(folder):
+        assert [row["status"] for row in plan(file, output)["cells"]] == ["finished", "running"]
+        assert commands(file, output) == []
+        monkeypatch.setattr(studies, "write_results", _fake_results)
+        with pytest.raises(UserError, match=r"^1 cell\(s\) are running in another process") as told:
+            run_study(file, output, say=lambda _: None)
+        assert "cells/b/seed-0" in str(told.value)
+        assert "failed" not in str(told.value)
+        with pytest.raises(UserError, match="another process works on this cell"):
+            run_cell(study, cell, output)
+        assert read_json(folder / RECORD)["status"] == "running"
+    # Its process is gone, and had no time to say why.
+    row = plan(file, output)["cells"][1]
+    assert (row["status"], row["reason"]) == ("interrupted", "its process ended without a word")
+
+
+def _fake_results(*arguments: Any) -> dict[str, Any]:
+    assert arguments[-1] == {"cells/b/seed-0": "is running in another process"}
+    return {"warnings": [], "written": []}
 
 
 @pytest.mark.slow

@@ -175,10 +175,10 @@ def _number(value: Any) -> Any:
 
 
 def step_settings(recipe: Recipe, steps: int) -> list[str]:
-    """Overrides that give a recipe so many update steps; two stages share them 75 : 25."""
+    """Overrides that give a recipe so many update steps; two stages share them as their pairs."""
     if len(recipe.stages()) == 1:
         return [f"trainer.max_steps={steps}"]
-    first = round(0.75 * steps)
+    first = min(max(round(recipe.data.stage1_share * steps), 1), steps - 1)
     return [f"stage1.trainer.max_steps={first}", f"stage2.trainer.max_steps={steps - first}"]
 
 
