@@ -123,7 +123,7 @@ def mark_failed(folder: Path, reason: str) -> None:
 
 
 def demo_world() -> Path:
-    """The rendered world that `model: demo` brings."""
+    """The rendered world of `model: demo` and `world: demo`."""
     from cwdpo_bench.demo import data_root
 
     return data_root()

@@ -61,12 +61,14 @@ class Tune(Section):
 class Study(Section):
     """A whole study.
 
-    `data`, `probe` and `data_root` are relative to the file; with `model: demo` they may be left
-    out. `steps` are the update steps of every cell; two stages share them. `shift` also measures
-    TV and JS against the start, which takes the memory of a second model.
+    `data`, `probe` and `data_root` are relative to the file; with `model: demo`, or another model
+    and `world: demo`, they may be left out. `steps` are the update steps of every cell; two stages
+    share them. `shift` also measures TV and JS against the start, which takes the memory of a
+    second model.
     """
 
     model: str
+    world: Literal["demo"] | None = None
     data: Path | None = None
     probe: Path | None = None
     data_root: Path | None = None
@@ -83,6 +85,11 @@ class Study(Section):
     )
     baseline: str | None = None
     tune: Tune | None = None
+
+    @property
+    def is_in_demo_world(self) -> bool:
+        """Whether what it does not name is the demo's."""
+        return "demo" in (self.model, self.world)
 
 
 class Cell(NamedTuple):
@@ -250,11 +257,11 @@ def _check_names(study: Study, file: Path) -> None:
         _check_start(study, name, system, file)
         for key in ("easy_share", "pairs"):
             if getattr(system, key) is not None and (
-                study.model != "demo" or study.data or system.data
+                not study.is_in_demo_world or study.data or system.data
             ):
                 raise UserError(
                     f"{file}: systems.{name}.{key}: is of the demo's own pairs; write "
-                    "`model: demo` without data, or remove it"
+                    "`model: demo` or `world: demo` without data, or remove it"
                 )
     for name in study.sweeps:
         if name not in study.systems:
@@ -308,9 +315,11 @@ def _with_paths(study: Study, file: Path) -> Study:
         path = getattr(study, key)
         if path is not None:
             found[key] = _existing(folder / path, file, key)
-        elif study.model != "demo" and key != "probe":
-            raise UserError(f"{file}: {key}: is missing; only `model: demo` brings its own")
-    if (study.data is None) != (study.probe is None) and study.model == "demo":
+        elif not study.is_in_demo_world and key != "probe":
+            raise UserError(
+                f"{file}: {key}: is missing; only `model: demo` and `world: demo` bring their own"
+            )
+    if (study.data is None) != (study.probe is None) and study.is_in_demo_world:
         raise UserError(f"{file}: data and probe: write both, or leave both to the demo")
     if (folder / study.model).is_dir():
         found["model"] = str(folder / study.model)

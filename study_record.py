@@ -59,7 +59,8 @@ def write_results(
     record: dict[str, Any] = {
         "schema": 1,
         "study": file.name,
-        "model": study.model,
+        # A folder by its name: where it lies here means nothing elsewhere.
+        "model": Path(study.model).name if Path(study.model).is_absolute() else study.model,
         "seeds": study.seeds,
         "chosen": {} if study.tune is None else {"key": study.tune.key, "values": dict(chosen)},
         "cells": entries,

@@ -15,10 +15,10 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -26,8 +26,9 @@ from PIL import Image
 from cwdpo_bench.demo.captions import describe, is_true, misperceive, put_in_words
 from cwdpo_bench.demo.lessons import KNOWS, LOOKS, Lesson, lesson_loss, lesson_of, reading_lesson
 from cwdpo_bench.demo.questions import KINDS, OPEN_KINDS, Question, ask, misread
-from cwdpo_bench.demo.sight import learn_to_see
+from cwdpo_bench.demo.sight import Images, learn_to_see
 from cwdpo_bench.demo.tiny import build_tiny_vlm
+from cwdpo_bench.demo.tiny_llava import build_tiny_llava
 from cwdpo_bench.demo.world import Scene, Split, draw_scene, render
 from cwdpo_bench.evaluate.coco import caption_prompt
 from cwdpo_bench.evaluate.mmbench import mmbench_prompt
@@ -63,6 +64,20 @@ class Plan:
     weight_decay: float = 0.01
 
 
+class Architecture(NamedTuple):
+    """How an untrained model is built from a seed, and how its base is made."""
+
+    build: Callable[[int], tuple[Any, Any]]
+    plan: Plan
+
+
+ARCHITECTURES = {
+    "qwen2.5-vl": Architecture(build_tiny_vlm, Plan()),
+    # A tower that sees each cell as one flat patch takes longer to tell the shapes apart.
+    "llava": Architecture(build_tiny_llava, Plan(sight_steps=2400)),
+}
+
+
 @dataclass(frozen=True)
 class Example:
     """A prompt and its completion in token ids.
@@ -82,12 +97,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Images through the processor, in half precision, and what is said of them.
+    """Images and what is said of them.
 
     Attributes:
         scenes: what the images show.
-        pixels: [images, 36, 1176].
-        grid: [3], frames, rows and columns of patches, the same for each image.
+        images: of the scenes.
         captions: five an image, some wrong.
         questions: in the prompts of MMMU and MMBench, some answers wrong.
         readings: questions without an image that name their answer.
@@ -95,8 +109,7 @@ class Corpus:
     """
 
     scenes: list[Scene]
-    pixels: torch.Tensor
-    grid: torch.Tensor
+    images: Images
     captions: list[Example]
     questions: list[Example]
     readings: list[Example]
@@ -143,8 +156,8 @@ def build_corpus(plan: Plan, processor: Any) -> Corpus:
     """Render, caption and question every scene; all prompts go through the chat template."""
     rng = random.Random(f"{plan.seed}:corpus")
     scenes = draw_scenes(plan, "pretraining", plan.scenes)
-    pixels, grid = encode_images([render(scene, rng) for scene in scenes], processor)
-    encode = _Encoder(processor, int(grid.prod()) // processor.image_processor.merge_size**2)
+    images = encode_images([render(scene, rng) for scene in scenes], processor)
+    encode = _Encoder(processor)
     captions, questions, wrong = [], [], 0
     for number, scene in enumerate(scenes):
         for _ in range(plan.captions_per_scene):
@@ -157,30 +170,32 @@ def build_corpus(plan: Plan, processor: Any) -> Corpus:
             questions.append(encode(number, prompt, heard.answer, heard))
     lessons = [reading_lesson(rng) for _ in questions]
     readings = [encode(None, question_prompt(q, rng), q.answer, q) for q in lessons]
-    return Corpus(scenes, pixels, grid, captions, questions, readings, wrong / len(captions))
+    return Corpus(scenes, images, captions, questions, readings, wrong / len(captions))
 
 
-def encode_images(
-    images: Sequence[Image.Image], processor: Any, chunk: int = 500
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The processor's patches [images, patches, values] in half precision, and their grid [3]."""
-    parts = []
+def encode_images(images: Sequence[Image.Image], processor: Any, chunk: int = 500) -> Images:
+    """The images as the processor cuts them."""
+    parts, grid = [], None
     for start in range(0, len(images), chunk):
         encoded = processor.image_processor(
             images=list(images[start : start + chunk]), return_tensors="pt"
         )
-        grid = encoded["image_grid_thw"][0]
-        parts.append(encoded["pixel_values"].view(-1, int(grid.prod()), 1176).half())
-    return torch.cat(parts), grid
+        pixels = encoded["pixel_values"]
+        if "image_grid_thw" in encoded:
+            grid = encoded["image_grid_thw"][0]
+            pixels = pixels.view(-1, int(grid.prod()), pixels.shape[-1])
+        parts.append(pixels.half())
+    return Images(torch.cat(parts), grid)
 
 
 class _Encoder:
     """Token ids as the processor makes them, without running it on each image again."""
 
-    def __init__(self, processor: Any, image_tokens: int) -> None:
+    def __init__(self, processor: Any) -> None:
         self._processor = processor
-        self._image_tokens = image_tokens
         self._blank = Image.new("RGB", (28, 28))
+        shown = processor(text=[processor.image_token], images=[[self._blank]])["input_ids"][0]
+        self._image_tokens = list(shown).count(processor.image_token_id)
 
     def __call__(
         self, image: int | None, prompt: str, completion: str, question: Question | None = None
@@ -227,18 +242,10 @@ def _forward(
         labels[row, start:end] = torch.tensor(example.completion)
         attention[row, :end] = 1
     numbers = [example.image for example in examples if example.image is not None]
-    images = {
-        "pixel_values": corpus.pixels[numbers].flatten(0, 1).float(),
-        "image_grid_thw": corpus.grid.expand(len(numbers), 3),
-    }
-    output = model(
-        input_ids=ids,
-        attention_mask=attention,
-        mm_token_type_ids=(ids == model.config.image_token_id).long(),
-        use_cache=False,
-        **(images if numbers else {}),
-        **asked,
-    )
+    inputs = corpus.images.inputs(numbers) if numbers else {}
+    if corpus.images.grid is not None:
+        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).long()
+    output = model(input_ids=ids, attention_mask=attention, use_cache=False, **inputs, **asked)
     loss = torch.nn.functional.cross_entropy(
         output.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
     )
@@ -252,9 +259,11 @@ def _epochs(examples: list[Example], size: int, rng: random.Random) -> Iterator[
         yield from (order[i : i + size] for i in range(0, len(order) - size + 1, size))
 
 
-def pretrain(plan: Plan, log: list[dict[str, Any]]) -> tuple[Any, Any]:
+def pretrain(
+    plan: Plan, log: list[dict[str, Any]], architecture: str = "qwen2.5-vl"
+) -> tuple[Any, Any]:
     """Train from scratch; every 50th step is appended to `log`. Returns model and processor."""
-    model, processor = build_tiny_vlm(plan.seed)
+    model, processor = ARCHITECTURES[architecture].build(plan.seed)
     started = time.monotonic()
     corpus = build_corpus(plan, processor)
     log.append(
@@ -267,8 +276,7 @@ def pretrain(plan: Plan, log: list[dict[str, Any]]) -> tuple[Any, Any]:
     print(log[-1], flush=True)
     seen = learn_to_see(
         model,
-        corpus.pixels,
-        corpus.grid,
+        corpus.images,
         corpus.scenes,
         steps=plan.sight_steps,
         learning_rate=plan.sight_learning_rate,
@@ -342,13 +350,22 @@ def save(model: Any, processor: Any, log: Sequence[dict[str, Any]], folder: Path
 def main() -> None:
     """Pre-train and save; the defaults make the bundled base again."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=BASE)
+    parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="qwen2.5-vl")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--steps", type=int, default=Plan.steps)
     arguments = parser.parse_args()
+    output = arguments.output
+    if output is None:
+        if arguments.architecture != "qwen2.5-vl":
+            parser.error("--output FOLDER: only the Qwen base is the bundled one")
+        output = BASE
     log: list[dict[str, Any]] = []
-    model, processor = pretrain(Plan(seed=arguments.seed, steps=arguments.steps), log)
-    save(model, processor, log, arguments.output)
+    plan = replace(
+        ARCHITECTURES[arguments.architecture].plan, seed=arguments.seed, steps=arguments.steps
+    )
+    model, processor = pretrain(plan, log, arguments.architecture)
+    save(model, processor, log, output)
 
 
 if __name__ == "__main__":

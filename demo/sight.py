@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,30 @@ from cwdpo_bench.demo.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene
 
 _FEATURES: tuple[tuple[str, ...], ...] = (SHAPES, tuple(COLOURS), tuple(SIZES))
 _BATCH = 32
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images through the processor, in half precision.
+
+    Attributes:
+        pixels: [images, 36, 1176] patches, or [images, 3, H, W] where the tower cuts them itself.
+        grid: [3], frames, rows and columns of patches, the same for each image; None with whole
+            images.
+    """
+
+    pixels: torch.Tensor
+    grid: torch.Tensor | None = None
+
+    def inputs(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What the model takes of these."""
+        pixels = self.pixels[list(numbers)].float()
+        if self.grid is None:
+            return {"pixel_values": pixels}
+        return {
+            "pixel_values": pixels.flatten(0, 1),
+            "image_grid_thw": self.grid.expand(len(numbers), 3),
+        }
 
 
 def cell_labels(scenes: Sequence[Scene]) -> torch.Tensor:
@@ -34,8 +59,7 @@ def cell_labels(scenes: Sequence[Scene]) -> torch.Tensor:
 
 def learn_to_see(
     model: Any,
-    pixels: torch.Tensor,
-    grid: torch.Tensor,
+    images: Images,
     scenes: Sequence[Scene],
     *,
     steps: int,
@@ -45,9 +69,8 @@ def learn_to_see(
     """Train the vision tower on the cells' contents; the classifier heads are thrown away.
 
     Args:
-        model: its vision tower is trained in place.
-        pixels: [scenes, 36, 1176] patches.
-        grid: [3] of each image.
+        model: all before its language model is trained in place.
+        images: of the scenes.
         scenes: what the images show.
         steps: of 32 images each, one-cycle.
         learning_rate: its peak.
@@ -57,17 +80,21 @@ def learn_to_see(
         The share of the last batch's things whose shape, colour and size are all named rightly.
     """
     labels = cell_labels(scenes)
-    tower = model.model.visual
+    weights = [
+        weight
+        for name, weight in model.model.named_parameters()
+        if not name.startswith("language_model.")
+    ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        heads = torch.nn.Linear(tower.config.out_hidden_size, sum(_CLASSES))
-    optimizer = torch.optim.AdamW([*tower.parameters(), *heads.parameters()], lr=learning_rate)
+        heads = torch.nn.Linear(model.config.text_config.hidden_size, sum(_CLASSES))
+    optimizer = torch.optim.AdamW([*weights, *heads.parameters()], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     rng = random.Random(f"{seed}:sight")
     for _ in range(steps):
         chosen = rng.sample(range(len(scenes)), min(_BATCH, len(scenes)))
-        seen = tower(pixels[chosen].flatten(0, 1).float(), grid_thw=grid.expand(len(chosen), 3))
-        guesses = heads(seen.pooler_output).split(_CLASSES, dim=-1)
+        seen = model.model.get_image_features(**images.inputs(chosen), return_dict=True)
+        guesses = heads(torch.cat(list(seen.pooler_output))).split(_CLASSES, dim=-1)
         truth = labels[chosen].flatten(0, 1)
         losses = [
             torch.nn.functional.cross_entropy(guess, truth[:, feature])

@@ -53,6 +53,20 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+IMAGE_TOKEN = "<|image_pad|>"
+TEXT_SIZES: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+"""Of the language model, whatever the architecture."""
+# Layers this narrow start too quietly at the usual 0.02, which suits widths of thousands.
+START: dict[str, Any] = {"initializer_range": 0.03}
+
 _PATCH = 14
 _MERGE = 2
 
@@ -76,7 +90,7 @@ def build_processor() -> Qwen2_5_VLProcessor:
     pixels: dict[str, Any] = {"min_pixels": IMAGE_SIZE**2, "max_pixels": IMAGE_SIZE**2}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**patches, **pixels),
-        tokenizer=_tokenizer(),
+        tokenizer=build_tokenizer(),
         video_processor=Qwen2VLVideoProcessor(**patches, **pixels),
         chat_template=CHAT_TEMPLATE,
     )
@@ -86,8 +100,6 @@ def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     def token(text: str) -> int:
         return int(tokenizer.convert_tokens_to_ids(text))  # type: ignore[arg-type]
 
-    # Layers this narrow start too quietly at the usual 0.02, which suits widths of thousands.
-    start: dict[str, Any] = {"initializer_range": 0.03}
     ends: dict[str, Any] = {
         "eos_token_id": token("<|im_end|>"),
         "pad_token_id": token("<|endoftext|>"),
@@ -95,21 +107,15 @@ def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": 128,
-            "intermediate_size": 352,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 1024,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10_000.0,
                 "mrope_section": [4, 6, 6],
             },
-            "tie_word_embeddings": True,
             "bos_token_id": None,
+            **TEXT_SIZES,
             **ends,
-            **start,
+            **START,
         },
         vision_config={
             "depth": 3,
@@ -122,19 +128,19 @@ def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
             "temporal_patch_size": 2,
             "window_size": 112,
             "fullatt_block_indexes": [2],
-            **start,
+            **START,
         },
-        image_token_id=token("<|image_pad|>"),
+        image_token_id=token(IMAGE_TOKEN),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True,
         **ends,
-        **start,
+        **START,
     )
 
 
-def _tokenizer() -> Qwen2Tokenizer:
+def build_tokenizer() -> Qwen2Tokenizer:
     """Byte-level BPE that splits as Qwen does, trained until each word of the world is whole."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.Sequence(

@@ -22,7 +22,7 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import read_json, write_json
 from cwdpo_bench.study import choose, commands, plan, plan_text, run_one, run_study
-from cwdpo_bench.study_cell import RECORD, _alone, read_cell, run_cell
+from cwdpo_bench.study_cell import RECORD, _alone, benchmarks, read_cell, run_cell
 from cwdpo_bench.study_file import cells, load_study, recipe_of, start_of, tries
 from cwdpo_bench.study_record import unfair
 
@@ -179,7 +179,9 @@ def test_every_system_gets_the_same_tries_on_validation_data(write: Callable[...
     assert won["dpo"]["trainer.learning_rate"] == 1e-5
 
 
-@pytest.mark.parametrize(("name", "number"), [("study", 126), ("study-squeezing", 86)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("study", 126), ("study-squeezing", 86), ("study-llava", 61)]
+)
 def test_the_documented_studies_are_valid_and_fair_in_steps(name: str, number: int) -> None:
     study = load_study(ROOT / "docs" / f"{name}.yaml")
     planned = cells(study, {})
@@ -213,6 +215,26 @@ def test_a_system_has_its_own_data_and_steps(write: Callable[..., Path]) -> None
     assert recipe.trainer["max_steps"] == 2
     prints = [read_cell(study, cell, Path("nowhere"))["fingerprint"] for cell in (usual, other)]
     assert prints[0]["data"] != prints[1]["data"] == prints[1]["probe"]
+
+
+def test_another_model_may_be_studied_in_the_demos_world(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base").mkdir()
+    mine = {"model": "base", "world": "demo", "data": None, "probe": None, "data_root": None}
+    systems = {"dpo": {"recipe": "dpo"}, "easy": {"recipe": "dpo", "easy_share": 0.5}}
+    study = load_study(write(**mine, systems=systems))
+    assert study.model == str(tmp_path / "base")
+    asked = []
+    monkeypatch.setattr("cwdpo_bench.study_cell.demo_world", lambda: asked.append(1) or tmp_path)
+    assert benchmarks(cells(study, {})[0]) == tmp_path
+    assert asked
+    with pytest.raises(UserError, match=r"world: demo. bring their own"):
+        load_study(write(**mine | {"world": None}))
+    with pytest.raises(UserError, match="easy_share: is of the demo's own pairs"):
+        load_study(write(model="base", world=None, systems=systems))
+    with pytest.raises(UserError, match="world: "):
+        load_study(write(**mine | {"world": "mars"}))
 
 
 def test_another_share_of_easy_pairs_is_rendered_once(
