@@ -59,8 +59,9 @@ def test_one_step_of_its_pre_training_moves_every_part_and_is_saved(tmp_path):
     assert (tmp_path / LOG_NAME).is_file()
     assert AutoModelForImageTextToText.from_pretrained(tmp_path).config.model_type == "llava"
     assert AutoProcessor.from_pretrained(tmp_path).image_token_id == model.config.image_token_id
-    answer = generate(load_vlm(tmp_path), [Prompt("a", (Image.new("RGB", (84, 84)),))])[0]
-    assert isinstance(answer.text, str)
+    prompt = Prompt("a", (Image.new("RGB", (84, 84)),))
+    answer = generate(load_vlm(str(tmp_path)), [prompt], max_new_tokens=2, options=["AB"])[0]
+    assert answer.option_logps.shape == (2,)
 
 
 def test_its_tower_learns_what_lies_in_a_cell(llava):
