@@ -225,10 +225,8 @@ def test_another_model_may_be_studied_in_the_demos_world(
     systems = {"dpo": {"recipe": "dpo"}, "easy": {"recipe": "dpo", "easy_share": 0.5}}
     study = load_study(write(**mine, systems=systems))
     assert study.model == str(tmp_path / "base")
-    asked = []
-    monkeypatch.setattr("cwdpo_bench.study_cell.demo_world", lambda: asked.append(1) or tmp_path)
-    assert benchmarks(cells(study, {})[0]) == tmp_path
-    assert asked
+    monkeypatch.setattr("cwdpo_bench.study_cell.demo_world", lambda: tmp_path / "world")
+    assert benchmarks(cells(study, {})[0]) == tmp_path / "world"
     with pytest.raises(UserError, match=r"world: demo. bring their own"):
         load_study(write(**mine | {"world": None}))
     with pytest.raises(UserError, match="easy_share: is of the demo's own pairs"):
