@@ -82,7 +82,8 @@ def plan(size: Qwen, way: Way, *, devices: int, tokens: int) -> Plan:
         weights = FP32 * size.parameters
     elif way.bits == 4:
         linear = size.layers * sum(a * b for a, b in size.linears)
-        weights = NF4 * linear + BF16 * (size.parameters - linear) + FP32 * trained
+        # peft prepares what stays whole in fp32.
+        weights = NF4 * linear + FP32 * (size.parameters - linear + trained)
     else:
         weights = BF16 * size.parameters + FP32 * trained
     gathered = BF16 * (2 * size.layer + 2 * size.embedding) if way.spread else 0

@@ -26,7 +26,7 @@ def export_checkpoint(checkpoint: str, output: Path, *, merge: bool) -> str:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: is there already; name a new folder with --output")
-    vlm = load_vlm(checkpoint, dtype=None)
+    vlm = load_vlm(checkpoint, dtype=None, dequantize=merge)
     model, what = vlm.model, "a full model"
     if isinstance(model, PeftModel):
         if not merge:

@@ -98,6 +98,11 @@ def spreads_weights() -> bool:
     return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def uses_deepspeed() -> bool:
+    """Whether the launcher asks for DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
 def refuse_other_precision(arguments: TrainingArguments) -> None:
     """The launcher's mixed precision must be the Trainer's: the reference is scored under it.
 

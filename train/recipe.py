@@ -54,6 +54,15 @@ class Recipe(Section):
             raise ValueError("write either objective, or stage1 and stage2 (one may be left out)")
         return self
 
+    @model_validator(mode="after")
+    def _four_bits_carry_adapters(self) -> Recipe:
+        if self.model.load_in_4bit and not self.lora.enabled:
+            raise ValueError(
+                "model.load_in_4bit: weights in 4 bits are not trained, adapters on them are; set "
+                "lora.enabled=true, or remove the key for full fine-tuning"
+            )
+        return self
+
     def stages(self) -> dict[str, Objective]:
         """The stages in order, by the name of their folder."""
         stages = {"stage1": self.objective or self.stage1, "stage2": self.stage2}

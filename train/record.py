@@ -12,6 +12,7 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import read_json, remove_unfinished
 from cwdpo_bench.train.data import PreferenceData, fingerprint
 from cwdpo_bench.train.recipe import Recipe
+from cwdpo_bench.vlm import need_bitsandbytes
 
 
 def seed_of(recipe: Recipe) -> int:
@@ -23,7 +24,10 @@ def new_record(
     recipe: Recipe, model: str, data: Path, rows: PreferenceData, probe: Path | None
 ) -> dict[str, Any]:
     """What is known of a run before its first step."""
-    packages = ("torch", "transformers", "peft", "accelerate")
+    packages = ["torch", "transformers", "peft", "accelerate"]
+    if recipe.model.load_in_4bit:
+        need_bitsandbytes()
+        packages.append("bitsandbytes")
     return {
         "schema": 1,
         "status": "running",

@@ -275,9 +275,10 @@ class Data(Section):
 
 
 class Model(Section):
-    """How the model is loaded."""
+    """How the model is loaded; `load_in_4bit` is QLoRA's base, see `vlm/quantized.py`."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    load_in_4bit: bool = False
     trust_remote_code: bool = False
     freeze_vision: bool | Literal["auto"] = "auto"
 

@@ -14,7 +14,7 @@ from cwdpo_bench.files import read_json
 from cwdpo_bench.train import processes
 from cwdpo_bench.train.recipe import Recipe
 from cwdpo_bench.train.record import seed_of
-from cwdpo_bench.vlm import VLM, freeze_vision, load_vlm, vision_is_frozen
+from cwdpo_bench.vlm import VLM, freeze_vision, is_quantized, load_vlm, vision_is_frozen
 from cwdpo_bench.vlm.model import base_of
 
 
@@ -52,6 +52,8 @@ def load(recipe: Recipe, name: str) -> VLM:
     dtype = None if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
     if dtype is None and processes.spreads_weights() and torch.cuda.is_available():
         dtype = torch.bfloat16
+    if recipe.model.load_in_4bit:
+        _refuse_spread_bits(recipe)
     vlm = load_vlm(
         name,
         dtype=dtype,
@@ -59,8 +61,25 @@ def load(recipe: Recipe, name: str) -> VLM:
         device="cpu" if processes.spreads_weights() else None,
         trust_remote_code=recipe.model.trust_remote_code,
         trainable=True,
+        load_in_4bit=recipe.model.load_in_4bit,
     )
+    if is_quantized(vlm.model):
+        # Also where the folder's weights are so, without the recipe's key.
+        _refuse_spread_bits(recipe)
+        if not recipe.lora.enabled:
+            raise UserError(
+                f"recipe {recipe.name}: the weights of {name!r} are quantized, which full "
+                "fine-tuning cannot change; set lora.enabled=true, or name a model that is not"
+            )
     return _frozen(vlm, recipe)
+
+
+def _refuse_spread_bits(recipe: Recipe) -> None:
+    if processes.spreads_weights() or processes.uses_deepspeed():
+        raise UserError(
+            f"recipe {recipe.name}: weights in 4 bits are not spread over processes (FSDP, "
+            "DeepSpeed); a device holds them whole under DDP: `cwdpo-bench machines ddp`"
+        )
 
 
 def _frozen(vlm: VLM, recipe: Recipe) -> VLM:

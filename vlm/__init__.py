@@ -39,6 +39,7 @@ from cwdpo_bench.vlm.packing import (
     packing_refusal,
     with_positions,
 )
+from cwdpo_bench.vlm.quantized import is_quantized, need_bitsandbytes
 from cwdpo_bench.vlm.scoring import TokenScores, score_completions
 from cwdpo_bench.vlm.sharding import device_of, gathered_weights, is_sharded, reshard
 from cwdpo_bench.vlm.vision import (
@@ -81,9 +82,11 @@ __all__ = [
     "generate",
     "greedy_ids",
     "image_to_send",
+    "is_quantized",
     "is_sharded",
     "load_vlm",
     "merge_prompts",
+    "need_bitsandbytes",
     "open_image",
     "output_head",
     "pack_completions",

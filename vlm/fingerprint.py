@@ -14,13 +14,19 @@ from cwdpo_bench.vlm.sharding import reshard, whole
 
 
 def weights_fingerprint(model: Any) -> str:
-    """Of all parameters, adapters included: names, shapes, types and values."""
+    """Of all parameters, adapters included: names, shapes, types, values, and scales of 4 bits."""
     digest = hashlib.sha256()
     reshard(model)
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         values = whole(parameter.detach()).cpu().contiguous().flatten().view(torch.uint8)
         digest.update(values.numpy().data)
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            # Numbers in 4 bits are the same for weights of another scale.
+            for key, scales in sorted(state.as_dict(packed=True).items()):
+                digest.update(
+                    key.encode() + scales.cpu().contiguous().view(torch.uint8).numpy().data
+                )
     return digest.hexdigest()
 
 

@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.vlm.quantized import (
+    four_bits,
+    is_quantized,
+    keep_weights_as_they_are,
+    refuse_none_quantized,
+)
 from cwdpo_bench.vlm.sharding import device_of, is_sharded
 from cwdpo_bench.vlm.vision import batch_windows, multiply_patches
 
@@ -79,6 +85,8 @@ def load_vlm(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     trainable: bool = False,
+    load_in_4bit: bool = False,
+    dequantize: bool = False,
 ) -> VLM:
     """Load a vision-language model and its processor.
 
@@ -88,9 +96,12 @@ def load_vlm(
         device: default the accelerator where there is one.
         trust_remote_code: let the repository's own code run; off unless the user asks.
         trainable: leave an adapter's weights trainable.
+        load_in_4bit: keep the language model's linear layers in NF4, see `vlm/quantized.py`.
+        dequantize: bring weights that were saved in few bits back to `dtype`.
 
     Raises:
-        UserError: missing, no safetensors weights, or not a vision-language model.
+        UserError: missing, no safetensors weights, not a vision-language model, or 4 bits are asked
+            for and bitsandbytes or the family does not allow them.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
@@ -104,9 +115,21 @@ def load_vlm(
         processor: Any = AutoProcessor.from_pretrained(
             processor_source, trust_remote_code=trust_remote_code
         )
+        settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+        if load_in_4bit:
+            quantization = four_bits(base, dtype, trust_remote_code=trust_remote_code)
+            settings.update(quantization_config=quantization, device_map={"": str(device)})
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            base, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            base, use_safetensors=True, **settings
         )
+        if load_in_4bit:
+            refuse_none_quantized(model, name)
+        if is_quantized(model) and dequantize:
+            model = model.dequantize(dtype)
+        keep_weights_as_they_are(model)
+        if is_quantized(model) and trainable:
+            # Norms, embeddings and head in fp32, all frozen: as QLoRA trains, and its users expect.
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         if adapter.is_file():
             if not (folder / "adapter_model.safetensors").is_file():
                 raise UserError(f"{folder}: no adapter_model.safetensors; save it as safetensors")

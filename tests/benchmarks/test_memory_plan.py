@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import Qwen2_5_VLForConditionalGeneration
+
+from cwdpo_bench.vlm.quantized import four_bits
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,6 +96,28 @@ def test_weights_gradients_and_optimizer_are_what_a_step_holds(
     way = memory_plan.Way("", lora=lora, spread=False)
     found = memory_plan.plan(tiny, way, devices=1, tokens=16)
     assert (found.weights, found.gradients, found.optimizer) == (weights, gradients, moments)
+
+
+def test_weights_in_4_bits_are_what_bitsandbytes_keeps(
+    memory_plan: Any, tiny: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    _built(tiny).to(torch.bfloat16).save_pretrained(tmp_path)
+    config = four_bits(str(tmp_path), torch.bfloat16, trust_remote_code=False)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path, dtype=torch.bfloat16, quantization_config=config
+    )
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    model = get_peft_model(model, LoraConfig(r=16, target_modules=targets))
+    weights = 0
+    for parameter in model.parameters():
+        weights += parameter.nbytes
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            weights += state.absmax.nbytes + state.state2.absmax.nbytes
+    way = memory_plan.Way("", lora=True, bits=4, spread=False)
+    found = memory_plan.plan(tiny, way, devices=1, tokens=16)
+    assert found.weights == pytest.approx(weights, rel=1e-3)
 
 
 def _kept(model: Any, tokens: int, dtype: torch.dtype) -> int:

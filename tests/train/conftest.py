@@ -95,3 +95,19 @@ def noise_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = folder / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return data
+
+
+@pytest.fixture(scope="session")
+def caption_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with two captioned pictures in COCO's layout."""
+    root = tmp_path_factory.mktemp("captions")
+    (root / "coco" / "val2014").mkdir(parents=True)
+    images = []
+    for i in range(2):
+        name = f"COCO_val2014_{i:012d}.jpg"
+        Image.new("RGB", (90, 84), (90 * i, 60, 60)).save(root / "coco" / "val2014" / name)
+        sentences = [{"raw": f"a red circle {i}"}, {"raw": "two squares"}]
+        image = {"filepath": "val2014", "filename": name, "cocoid": i, "split": "test"}
+        images.append({**image, "sentences": sentences})
+    (root / "coco" / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    return root

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from cwdpo_bench.evaluate.run import run_tasks
@@ -25,26 +23,13 @@ def _scores(vlm: VLM, pairs: Path) -> torch.Tensor:
     return reference_scores(vlm, rows, 4)["chosen"].logp
 
 
-def _coco(root: Path) -> Path:
-    """Two captioned pictures in COCO's layout."""
-    (root / "coco" / "val2014").mkdir(parents=True)
-    images = []
-    for i in range(2):
-        name = f"COCO_val2014_{i:012d}.jpg"
-        Image.new("RGB", (90, 84), (90 * i, 60, 60)).save(root / "coco" / "val2014" / name)
-        sentences = [{"raw": f"a red circle {i}"}, {"raw": "two squares"}]
-        image = {"filepath": "val2014", "filename": name, "cocoid": i, "split": "test"}
-        images.append({**image, "sentences": sentences})
-    (root / "coco" / "dataset_coco.json").write_text(json.dumps({"images": images}))
-    return root
-
-
 @pytest.mark.parametrize("lora", [False, True])
 def test_two_steps_then_plain_transformers_and_peft_and_a_run(
     lora: bool,
     family_folder: Path,
     run: Callable[..., dict[str, Any]],
     pairs: Path,
+    caption_root: Path,
     tmp_path: Path,
 ) -> None:
     run(
@@ -66,6 +51,6 @@ def test_two_steps_then_plain_transformers_and_peft_and_a_run(
     elsewhere = VLM(plain.eval(), trained.processor, "plain")
     torch.testing.assert_close(_scores(elsewhere, pairs), expected, atol=1e-4, rtol=0)
     folder = run_tasks(
-        tmp_path / "out", tasks=["coco"], data_root=_coco(tmp_path), output=tmp_path / "run"
+        tmp_path / "out", tasks=["coco"], data_root=caption_root, output=tmp_path / "run"
     )
     assert folder.results["tasks"]["coco"]["n"] == 2

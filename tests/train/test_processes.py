@@ -191,6 +191,30 @@ def test_a_resumed_run_with_spread_weights_is_the_whole_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, FSDP], ids=["ddp", "fsdp2"])
+def test_dpo_of_adapters_is_that_of_one_process(
+    environment: dict[str, str], launch: Launch, run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = [*SHARED, "trainer.max_steps=4", LORA]
+    two = launch("dpo", *settings, environment=environment)
+    run("dpo", *settings, output="one")
+    _assert_same_run(tmp_path / "one", two)
+    record = json.loads((two / "provenance.json").read_text())
+    assert record["processes"] == {"count": 2, "sharded": bool(environment)}
+
+
+@pytest.mark.slow
+def test_adapters_on_4_bits_train_in_two_processes_as_in_one(
+    launch: Launch, run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="4 bits need bitsandbytes")
+    settings = [*SHARED, "trainer.max_steps=4", LORA, "model.load_in_4bit=true"]
+    two = launch("dpo", *settings, environment={})
+    run("dpo", *settings, output="one")
+    _assert_same_run(tmp_path / "one", two)
+
+
+@pytest.mark.slow
 def test_what_spread_weights_do_not_allow_is_refused(launch: Launch) -> None:
     for number, (recipe, override, environment, words) in enumerate(
         [

@@ -83,6 +83,8 @@ def test_a_recipe_as_run_can_be_run_again(name: str, tmp_path: Path) -> None:
         ("dpo", "trainer.output_dir=x", ["trainer.output_dir", "--output"]),
         ("dpo", "dta.on_bad_row=skip", ["'dta'", "'data'"]),
         ("dpo", "lora.rank=3", ["lora.rank"]),
+        ("dpo", "model.load_in_4bit=true", ["model.load_in_4bit", "lora.enabled=true"]),
+        ("dpo", "model.load_in_4bits=true", ["'load_in_4bit'"]),
         ("cw-dpo", "stage2.filter.quantil=1", ["stage2.filter.quantil", "'quantile'"]),
         ("cw-dpo", "stage2.on_policy.evry=1", ["stage2.on_policy.evry", "'every'"]),
         ("v-dpo", "objective.gama=2", ["objective.gama", "'gamma'"]),

@@ -118,3 +118,14 @@ def test_auto_threshold_stands_in_the_record(recipe: str, run: Run) -> None:
     # An untrained model: about the log of the vocabulary, nats a token.
     assert 3 < stage["threshold"] < 10
     assert 0 <= stage["penalty_active"] <= 1
+
+
+@pytest.mark.parametrize("launched", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_weights_in_4_bits_are_not_spread(
+    launched: str, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(launched, "true")
+    monkeypatch.setattr("cwdpo_bench.train.processes.count", lambda: 2)
+    recipe = load_recipe("dpo", ["model.load_in_4bit=true", "lora.enabled=true"])
+    with pytest.raises(UserError, match="under DDP"):
+        start_model(recipe, str(tiny_model_folder))
