@@ -11,7 +11,6 @@ resumed run takes it up again.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import random
 from collections import Counter
@@ -30,7 +29,7 @@ from cwdpo_bench.train.reference import Reference
 from cwdpo_bench.train.rewards import RewardFunction
 from cwdpo_bench.train.sections import Filter, OnPolicy, Sampling
 from cwdpo_bench.train.terms import SequenceScores
-from cwdpo_bench.vlm import VLM, Sample, encode_prompt, is_sharded, sample
+from cwdpo_bench.vlm import VLM, Sample, encode_prompt, sample
 
 SAMPLES_A_BATCH = 64
 EMPTY, EQUAL, EASY = "empty", "equal to chosen", "extremely easy"
@@ -134,22 +133,6 @@ def judge_sampled(
             reason = NOT_WORSE
         reasons.append(reason)
     return reasons
-
-
-def frozen_copy(vlm: VLM) -> VLM:
-    """The policy of now, which training does not move; weights that do not train are shared.
-
-    Raises:
-        UserError: the weights are spread over several processes.
-    """
-    if is_sharded(vlm.model):
-        raise UserError(
-            "on_policy keeps a frozen copy of the policy, which weights that are spread over "
-            "several processes do not allow; remove the key, or train without FSDP"
-        )
-    shared = {id(p): p for p in vlm.model.parameters() if not p.requires_grad}
-    model = copy.deepcopy(vlm.model, memo=shared).requires_grad_(False).eval()
-    return VLM(model, vlm.processor, vlm.name)
 
 
 class Negative(NamedTuple):

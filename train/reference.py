@@ -1,14 +1,16 @@
-"""The reference policy's log-probabilities: once a stage, kept on disk, refused where stale.
+"""The reference policy: its log-probabilities, once a stage and kept on disk, and its weights.
 
-A kept file names what it was computed from: the weights of the reference, the pairs with their
-images, the processor, and the precision, the first three as SHA-256 over their contents.
+A kept file names what it was computed from, and is refused where that has changed: the reference's
+weights, the pairs with their images, the processor, and the precision, the first three as SHA-256
+over their contents.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,31 @@ _NAMES = {
 }
 Reference = dict[str, SequenceScores]
 """The reference policy's scores of all pairs of a stage, by view, in the pairs' order."""
+
+
+class StartWeights:
+    """The policy of now, kept for what must be scored under it once training has moved it.
+
+    A copy of the trainable weights, put in their place for a moment, which is the same for full
+    fine-tuning and for an adapter. To switch an adapter off would give the bare base, another
+    policy wherever the stage started from an adapter.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Copy them."""
+        self._kept = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within this context the model is the policy of the start."""
+        now = [parameter.data for parameter, _ in self._kept]
+        for parameter, start in self._kept:
+            parameter.data = start
+        try:
+            yield
+        finally:
+            for (parameter, _), data in zip(self._kept, now, strict=True):
+                parameter.data = data
 
 
 def kept_reference(

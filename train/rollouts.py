@@ -1,16 +1,13 @@
 """Rollouts of PPO: answers sampled from the policy of now, scored, and made into advantages.
 
 The value head is linear on the last hidden state, in fp32, and starts at zero: the first advantages
-are those of the rewards alone. The reference is the policy at the stage's start. A copy of its
-trainable weights is kept and put in their place while it scores, which is the same for full
-fine-tuning and for an adapter; with an adapter, to switch it off would give the bare base, which is
-another policy wherever the stage started from an adapter.
+are those of the rewards alone. The reference is the policy at the stage's start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -25,6 +22,7 @@ from cwdpo_bench.train.policy_gradient import (
     whiten,
 )
 from cwdpo_bench.train.prepared import PreparedPairs
+from cwdpo_bench.train.reference import StartWeights
 from cwdpo_bench.train.rewards import RewardFunction
 from cwdpo_bench.train.sections import PPO
 from cwdpo_bench.vlm import (
@@ -70,26 +68,6 @@ def value_head(model: Any) -> torch.nn.Linear:
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     return head
-
-
-class StartWeights:
-    """The trainable weights of now, to be put in place again for a moment."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Copy them."""
-        self._kept = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad]
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Within this context the model is the policy of the start."""
-        now = [parameter.data for parameter, _ in self._kept]
-        for parameter, start in self._kept:
-            parameter.data = start
-        try:
-            yield
-        finally:
-            for (parameter, _), data in zip(self._kept, now, strict=True):
-                parameter.data = data
 
 
 @dataclass(frozen=True)

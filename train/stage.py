@@ -21,13 +21,14 @@ from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker, make_co
 from cwdpo_bench.train.curriculum import curriculum_order, reordered
 from cwdpo_bench.train.data import Pair
 from cwdpo_bench.train.interruption import SaveOnSignal
-from cwdpo_bench.train.negatives import OnPolicyNegatives, frozen_copy
+from cwdpo_bench.train.negatives import OnPolicyNegatives
 from cwdpo_bench.train.prepared import PreparedPairs
 from cwdpo_bench.train.recipe import Recipe, arguments_class
 from cwdpo_bench.train.record import seed_of
 from cwdpo_bench.train.reference import (
     REFERENCE_FILE,
     Reference,
+    StartWeights,
     kept_reference,
     reference_fingerprint,
 )
@@ -53,12 +54,14 @@ def train_stage(
 ) -> tuple[BaseTrainer, dict[str, Any]]:
     """Train one stage; returns what its record says beside the counts."""
     arguments = training_arguments(recipe, stage)
+    refresh = getattr(stage.objective, "on_policy", None)
+    if is_sharded(vlm.model) and (refresh or isinstance(stage.objective, PPO | GRPO)):
+        what = "on_policy" if refresh else f"recipe kind {stage.objective.kind}"
+        raise UserError(
+            f"{what} samples answers while it trains, which is not done with weights that are "
+            "spread over several processes; train without FSDP"
+        )
     if isinstance(stage.objective, PPO | GRPO):
-        if is_sharded(vlm.model):
-            raise UserError(
-                f"recipe kind {stage.objective.kind} samples answers while it trains, which is "
-                "not done with weights that are spread over several processes; train without FSDP"
-            )
         dynamics = watch.dynamics(stage, stage.objective, vlm, None)
         stopping = watch.stopping(stage, stage.objective)
         watching = watch.callbacks(stage, None, dynamics, stopping)
@@ -67,9 +70,9 @@ def train_stage(
         return sampled, tokens | watch.outcome(sampled, stage, dynamics, stopping)
     batch_size = arguments.per_device_train_batch_size
 
-    def score(pairs: list[Pair], views: Sequence[str], policy: VLM = vlm) -> Reference:
+    def score(pairs: list[Pair], views: Sequence[str]) -> Reference:
         return reference_scores(
-            policy,
+            vlm,
             pairs,
             batch_size,
             views,
@@ -124,8 +127,13 @@ def train_stage(
         callbacks=watch.callbacks(stage, cooling, dynamics, stopping),
     )
     on_policy: OnPolicyNegatives | None = None
-    if (refresh := getattr(objective, "on_policy", None)) is not None:
-        start = frozen_copy(vlm)
+    if refresh is not None:
+        start = StartWeights(vlm.model)
+
+        def score_at_start(rows: Sequence[Pair]) -> Reference:
+            with start.in_place():
+                return score(list(rows), views)
+
         on_policy = OnPolicyNegatives(
             trainer,
             vlm,
@@ -134,7 +142,7 @@ def train_stage(
             folder=stage.folder,
             seed=seed,
             reward=build_reward(refresh.rewards, pairs),
-            score=lambda rows: score(list(rows), views, start),
+            score=score_at_start,
             easy_below=easy_below,
         )
         trainer.add_callback(on_policy)

@@ -23,8 +23,9 @@ from cwdpo_bench.train.policy_gradient import (
 )
 from cwdpo_bench.train.prepared import PreparedPairs
 from cwdpo_bench.train.recipe import load_recipe
+from cwdpo_bench.train.reference import StartWeights
 from cwdpo_bench.train.rewards import Rewards
-from cwdpo_bench.train.rollouts import Roller, StartWeights, score, value_head
+from cwdpo_bench.train.rollouts import Roller, score, value_head
 from cwdpo_bench.train.run import train
 from cwdpo_bench.train.sections import PPO
 from cwdpo_bench.vlm import load_vlm

@@ -219,7 +219,7 @@ def test_what_spread_weights_do_not_allow_is_refused(launch: Launch) -> None:
     for number, (recipe, override, environment, words) in enumerate(
         [
             ("ppo", "trainer.max_steps=1", FSDP, "recipe kind ppo samples answers"),
-            ("dpo", "objective.on_policy.every=2", FSDP, "on_policy keeps a frozen copy"),
+            ("dpo", "objective.on_policy.every=2", FSDP, "on_policy samples answers"),
             ("dpo", "trainer.max_steps=1", {**FSDP, "FSDP_VERSION": "1"}, "FSDP's first version"),
             ("ppo", "trainer.max_steps=1", {}, "recipe kind ppo trains in one process"),
         ]
