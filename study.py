@@ -128,7 +128,10 @@ def plan(file: Path, output: Path) -> dict[str, Any]:
         same system, else None) each; `expected_seconds` of all that is not finished, one at a
         time, None where a system's time is not known yet.
     """
-    study = load_study(file)
+    return _plan(load_study(file), output)
+
+
+def _plan(study: Study, output: Path) -> dict[str, Any]:
     attempts = tries(study)
     states = {cell.key: read_cell(study, cell, output) for cell in attempts}
     tuned = all(state["status"] == "finished" for state in states.values())
@@ -178,12 +181,12 @@ def plan_text(found: dict[str, Any], jobs: int) -> str:
 
 def commands(file: Path, output: Path) -> list[list[str]]:
     """One command for every cell that can start now: tries first, then what others start from."""
-    every = plan(file, output)["cells"]
+    study = load_study(file)
+    every = _plan(study, output)["cells"]
     left = [row for row in every if row["status"] != "finished"]
     tuned = not any(row["key"].startswith("tune/") for row in left)
     rows = [row for row in left if row["key"].startswith("tune/") or tuned]
     if tuned:
-        study = load_study(file)
         done = {row["key"] for row in every if row["status"] == "finished"}
         starts = {cell.key: start_of(study, cell) for cell in cells(study, {})}
         rows = [row for row in rows if (start := starts[row["key"]]) is None or start.key in done]

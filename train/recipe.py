@@ -6,8 +6,10 @@ kind `grpo` of `trl.GRPOConfig`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
+from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -125,7 +127,7 @@ def _read(name: str, folder: Path, heirs: tuple[str, ...] = ()) -> tuple[str, di
             f"{place}no recipe and no file {name!r}; {nearest(name, shipped_recipes())}"
         )
     try:
-        values = yaml.safe_load(text)
+        values = copy.deepcopy(_from_yaml(text))
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
@@ -138,6 +140,12 @@ def _read(name: str, folder: Path, heirs: tuple[str, ...] = ()) -> tuple[str, di
     if not isinstance(parent, str) or "name" not in values:
         raise UserError(f"{source}: extends: name one recipe, and give this one a name of its own")
     return source, _merged(_read(parent, file.parent, (*heirs, source))[1], values)
+
+
+@cache
+def _from_yaml(text: str) -> Any:
+    """What a text says, read once: a study's cells read the same recipes hundreds of times."""
+    return yaml.safe_load(text)
 
 
 def _merged(base: dict[str, Any], heir: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +168,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise UserError(f"override {override!r}: write key.sub=value")
     try:
-        value = yaml.safe_load(text)
+        value = copy.deepcopy(_from_yaml(text))
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not YAML") from error
     *parents, last = key.split(".")
