@@ -156,9 +156,9 @@ def _power(task: TaskComparison) -> str:
 def legend(comparison: Comparison) -> list[str]:
     """How the tables are read, line by line."""
     return [
-        "Values × 100, except brier, nll, entropy, temperature, tv and js; brackets hold 95 % "
-        "intervals: Wilson's for a share of independent questions, else those of the cluster "
-        "bootstrap.",
+        "Values × 100, except brier, nll, entropy, temperature, tv, js, vendi and what lmms-eval "
+        "computed; brackets hold 95 % intervals: Wilson's for a share of independent questions, "
+        "else those of the cluster bootstrap.",
         f"Against the baseline {plain(comparison.baseline)}: "
         f"▲ better, ▼ worse, ↑ higher, ↓ lower where neither is better "
         f"(Holm-adjusted p ≤ {comparison.alpha:g}); = no such difference.",

@@ -123,11 +123,7 @@ def run_gate(
     """
     source = "its own" if isinstance(policy, Policy) else str(policy or "the default policy")
     try:
-        rules = (
-            policy
-            if isinstance(policy, Policy)
-            else load_policy(None if policy is None else Path(policy))
-        )
+        rules = _policy(policy)
         sides = load_candidate(candidate), load_side(baseline)
         planned = list(_plan(rules, *sides))
     except UserError as error:

@@ -36,8 +36,8 @@ _Item = TypeVar("_Item")
 WIDTH = 100
 _LABEL_WIDTH = 17
 _CELL_WIDTH = 15
-_MAX_GROUPS = 8
-"""More groups (MMMU has 36) are left to markdown and JSON."""
+_MAX_GROUPS = 40
+"""As many lines of groups as a terminal bears: MMMU has 30 subjects and 6 disciplines."""
 
 _STYLES = {"▲": "green", "▼": "red"}
 
@@ -100,11 +100,14 @@ def _task_block(comparison: Comparison, task: TaskComparison, systems: Sequence[
             scores = [task.scores.get(name, {}).get(metric) for name in systems]
             cells = [Text(DASH) if s is None else _cell(metric, s) for s in scores]
             table.add_row(Text(label(metric, task.metrics[metric])), *cells)
-    if task.group_metric is not None and 0 < len(task.groups) <= _MAX_GROUPS:
+    if task.group_metric is not None and task.groups:
+        shown = list(task.groups)[:_MAX_GROUPS]
         table.add_row(Text(f"{task.group_metric} of", style="bold italic"))
-        for group in task.groups:
+        for group in shown:
             cells = [Text(group_cell(task, group, name)) for name in systems]
             table.add_row(Text(plain(group)), *cells)
+        if more := len(task.groups) - len(shown):
+            table.add_row(Text(f"{more} more: --csv", style="italic"))
     return table
 
 

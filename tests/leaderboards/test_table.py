@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -51,6 +53,18 @@ def test_a_table_shows_value_mark_interval_and_difference(runs):
     assert f"[{100 * score.ci95[0]:.1f}, {100 * score.ci95[1]:.1f}]" in text
     assert f"Δ {100 * score.difference.value:+.1f} p {p_value(score.difference.p_holm)}" in text
     assert "Holm over the 18 differences of this task" in " ".join(text.split())
+
+
+def test_all_of_mmmus_groups_are_shown_and_what_is_left_out_is_said(runs):
+    comparison = compare_runs(runs)
+    task = comparison.tasks[0]
+    values = {system: {task.group_metric: 0.5} for system in task.scores}
+    for number_of_groups, left in ((36, 0), (57, 17)):
+        groups = {f"group-{i:02d}": values for i in range(number_of_groups)}
+        shown = replace(task, groups=groups, group_differences={})
+        text = render_text(replace(comparison, tasks=(shown,)))
+        assert text.count("group-") == number_of_groups - left
+        assert ("17 more: --csv" in text) == (left > 0)
 
 
 def test_marks_are_words_and_signs_not_only_colours(runs):

@@ -29,7 +29,6 @@ from cwdpo_bench.train.trainer import reference_scores
 from cwdpo_bench.vlm import VLM
 
 Row = dict[str, Any]
-NOT_THERE = "not in that file"
 
 
 def perturb_file(
