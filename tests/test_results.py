@@ -79,6 +79,46 @@ def test_differences_are_paired_by_seed() -> None:
     assert remake.paired(cells, "a", "b", remake.score("coco/CIDEr", 1)) == [0.5, 1]
 
 
+def test_what_was_spent_until_a_level_goes_stage_by_stage() -> None:
+    cell = {
+        "curves": {"total_step": [0, 4, 8, 8, 12], "chosen_mean_logp": [-1, -1, -0.9, -0.9, -0.5]},
+        "training": {"stages": {"stage1": {"steps": 8}, "stage2": {"steps": 8}}},
+    }
+    costs = {"stage1": {"tokens": 10.0}, "stage2": {"tokens": 100.0}}
+    assert remake.spent(-1, costs, "tokens")(cell) == 4 * 10
+    assert remake.spent(-0.6, costs, "tokens")(cell) == 8 * 10 + 4 * 100
+    assert remake.spent(-0.1, costs, "tokens")(cell) == math.inf
+
+
+def test_regret_is_the_loss_against_the_best_checkpoint() -> None:
+    def entry(cider: list[float], kept: int) -> dict[str, Any]:
+        rules = {"squeezing": [48, kept], "delta_logp": [72, 72]}
+        return {"steps": [0, 24, 48, 72], "cider": cider, "rules": rules}
+
+    cells = {"a": {0: entry([1, 2, 1.5, 0], 0), 1: entry([1, 0, 0.5, 0.25], 0)}}
+    line = remake.regret(cells).splitlines()[-1]
+    cells_of_line = [text.strip() for text in line.split("|")[1:-1]]
+    assert cells_of_line[:2] == ["a", "2"]
+    means = [float(text.split(" ")[0]) for text in cells_of_line[2:] if "/" not in text]
+    assert means == [150, 138, 50, 138]
+    assert [text for text in cells_of_line if "/" in text] == ["2/2", "0/2"]
+
+
+def test_the_rules_stop_where_the_study_stopped_and_the_checkpoints_score_as_its_cells() -> None:
+    """The regret is of a replay: it must take the decisions that training itself took."""
+    squeezing, stopping = remake.read("study-squeezing"), remake.read("stopping")
+    for seed, entry in stopping["dpo"].items():
+        for rule, row in (("squeezing", "dpo-stop-squeezing"), ("delta_logp", "dpo-stop-delta")):
+            assert entry["rules"][rule][0] == squeezing[row][seed]["training"]["steps"]
+            kept = entry["cider"][entry["steps"].index(entry["rules"][rule][1])]
+            assert kept == pytest.approx(squeezing[row][seed]["scores"]["coco/CIDEr"])
+    for row, seeds in stopping.items():
+        for seed, entry in seeds.items():
+            assert entry["cider"][-1] == pytest.approx(
+                squeezing[row][seed]["scores"]["coco/CIDEr"], abs=1e-6
+            )
+
+
 def test_a_mark_without_a_table_is_refused() -> None:
     with pytest.raises(AssertionError, match="lost"):
         remake.fill("<!-- table: lost -->\n<!-- end -->", {})

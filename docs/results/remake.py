@@ -3,9 +3,10 @@
     python docs/results/remake.py                                  # tables and figures
     python docs/results/remake.py --take study/study.json          # a new record first
 
-The records are what `cwdpo-bench study docs/study.yaml` and `docs/study-squeezing.yaml` left in
-`study.json`, without what no table reads. Intervals are of Student's t over the training seeds, of
-differences paired by seed; p is Holm's over the rows of a table and column.
+The records are what `cwdpo-bench study docs/study.yaml` and its siblings left in `study.json`,
+without what no table reads, and what `stopping.py` and `costs.py` beside this file measured.
+Intervals are of Student's t over the training seeds, of differences paired by seed; p is Holm's
+over the rows of a table and column.
 """
 
 from __future__ import annotations
@@ -90,6 +91,23 @@ def steps_to(level: float) -> Measure:
     def measure(cell: dict[str, Any]) -> float:
         curve = zip(cell["curves"]["total_step"], cell["curves"]["chosen_mean_logp"], strict=True)
         return next((step for step, value in curve if step and value >= level), float("inf"))
+
+    return measure
+
+
+def spent(level: float, costs: dict[str, dict[str, float]], unit: str) -> Measure:
+    """Tokens or seconds until then, from what a step of each stage costs."""
+
+    def measure(cell: dict[str, Any]) -> float:
+        left, total = steps_to(level)(cell), 0.0
+        if np.isinf(left):
+            return left
+        for name, stage in cell["training"]["stages"].items():
+            taken = min(left, stage["steps"])
+            if taken:
+                total += taken * costs[name][unit]
+            left -= taken
+        return total
 
     return measure
 
@@ -293,6 +311,7 @@ def tables() -> dict[str, str]:
         ),
         "ablations": ablations(systems),
         "speed": speed(systems),
+        "regret": regret(read("stopping")),
     }
 
 
@@ -342,24 +361,61 @@ def ablations(cells: Cells) -> str:
     return table(headings, lines)
 
 
+def regret(cells: Cells) -> str:
+    """CIDEr that is lost against the best checkpoint of the same training, by rule."""
+    lines = []
+    for row, seeds in cells.items():
+        entries = list(seeds.values())
+        best = [max(entry["cider"]) for entry in entries]
+        line = [row, str(len(entries)), said([100 * value for value in best], 0)]
+        line.append(
+            said([100 * (b - e["cider"][-1]) for b, e in zip(best, entries, strict=True)], 0)
+        )
+        for rule in ("squeezing", "delta_logp"):
+            stops = [entry["rules"][rule] for entry in entries]
+            lost = [
+                100 * (b - entry["cider"][entry["steps"].index(kept)])
+                for b, entry, (_, kept) in zip(best, entries, stops, strict=True)
+            ]
+            early = sum(
+                stopped < e["steps"][-1] for e, (stopped, _) in zip(entries, stops, strict=True)
+            )
+            line += [f"{early}/{len(entries)}", said(lost, 0)]
+        lines.append(line)
+    return table(
+        [
+            *("system", "seeds", "CIDEr of the best checkpoint", "lost at the end"),
+            *("squeezing stopped", "squeezing lost", "delta_logp stopped", "delta_logp lost"),
+        ],
+        lines,
+    )
+
+
 def speed(cells: Cells) -> str:
-    """Steps until the held-out chosen answers are as likely as SFT-C + DPO leaves them."""
+    """Steps, tokens, seconds until the held-out chosen answers are as likely as SFT-C + DPO's."""
     level = float(np.mean([end("chosen_mean_logp")(c) for c in cells["sft-c+dpo"].values()]))
+    costs = {row: seeds[0]["stages"] for row, seeds in read("costs").items()}
     lines = []
     for row in (*SYSTEMS, *FAST):
         if row not in cells:
             continue
         reached = [steps_to(level)(cell) for cell in cells[row].values()]
-        middle = sorted(reached)[len(reached) // 2]
-        lines.append(
-            [
-                row,
-                f"{sum(np.isfinite(reached))}/{len(reached)}",
-                "never" if np.isinf(middle) else f"{middle:.0f}",
-            ]
+        line = [row, f"{sum(np.isfinite(reached))}/{len(reached)}"]
+        middle = float(np.median(reached))
+        if np.isinf(middle):
+            lines.append([*line, "never", "–", "–"])
+            continue
+        cost = costs[next(iter(cells[row].values()))["recipe"]]
+        tokens, seconds = (
+            float(np.median([spent(level, cost, unit)(cell) for cell in cells[row].values()]))
+            for unit in ("tokens", "seconds")
         )
+        lines.append([*line, f"{middle:.0f}", f"{tokens / 1000:.0f}", f"{seconds:.1f}"])
     return table(
-        ["system", f"seeds that reach ℓ̄ = {level:.3f}", "steps (median)"],
+        [
+            *("system", f"seeds that reach ℓ̄ = {level:.3f}", "steps (median)"),
+            *("thousand tokens", "seconds of one core"),
+        ],
         lines,
     )
 
