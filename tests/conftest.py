@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 # Read when torch is loaded. The models are tiny: a second thread gains little when the machine is
@@ -11,7 +10,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import signal
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ import torch
 from hypothesis import settings
 
 from cwdpo_bench.demo.tiny import build_processor, build_tiny_vlm
+from families import FAMILIES, save_family
 
 # Started in the background by a shell, all would ignore Ctrl-C, also the commands that tests stop.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -117,24 +116,11 @@ def tiny_plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _families() -> ModuleType:
-    """`tests/families.py`: the tests are no package, so it has no name to import it by."""
-    spec = importlib.util.spec_from_file_location("families", Path(__file__).parent / "families.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FAMILIES = _families()
-
-
-@pytest.fixture(scope="session", params=list(FAMILIES.FAMILIES))
+@pytest.fixture(scope="session", params=list(FAMILIES))
 def family_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny model of each family in turn; its `config.json` tells which."""
     folder = tmp_path_factory.mktemp(request.param)
-    FAMILIES.save_family(request.param, folder)
+    save_family(request.param, folder)
     return folder
 
 
@@ -148,5 +134,5 @@ def packed_folder(
     if request.param == "qwen2_5_vl":
         return tiny_model_folder
     folder = tmp_path_factory.mktemp(request.param)
-    FAMILIES.save_family(request.param, folder)
+    save_family(request.param, folder)
     return folder

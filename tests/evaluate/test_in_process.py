@@ -63,21 +63,6 @@ def test_a_model_does_not_shift_from_itself(vlm, data_root):
     assert all(np.abs(a.reference_scores.tv).max() < 1e-5 for a in answers)
 
 
-def test_answers_do_not_depend_on_batch_or_chunk(vlm, data_root, monkeypatch):
-    samples = [*load_mmmu(data_root), *load_mmbench(data_root)]
-    whole = answer_choices(vlm, samples, data_root, max_new_tokens=2, batch_size=16)
-    monkeypatch.setattr(in_process, "CHUNK_PIXELS", 1)
-
-    single = answer_choices(vlm, samples, data_root, max_new_tokens=2, batch_size=1)
-
-    for a, b in zip(whole, single, strict=True):
-        assert a.text == b.text
-        if a.option_log_probabilities is not None:
-            np.testing.assert_allclose(
-                a.option_log_probabilities, b.option_log_probabilities, atol=1e-4
-            )
-
-
 def test_every_option_gets_a_log_probability_and_an_open_question_none(vlm, data_root):
     samples = load_mmmu(data_root)
 

@@ -6,14 +6,16 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
+import chat_server
+from chat_server import Act, send
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.server import (
     MAX_REPLY_BYTES,
@@ -27,16 +29,6 @@ from cwdpo_bench.evaluate.server import (
 pytest.importorskip("httpx")
 
 KEY = "sk-do-not-show-me"
-Act = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
-
-
-def send(handler: BaseHTTPRequestHandler, status: int, content: bytes, **headers: str) -> None:
-    handler.send_response(status)
-    for name, value in headers.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.send_header("Content-Length", str(len(content)))
-    handler.end_headers()
-    handler.wfile.write(content)
 
 
 def completion(text: str, **extra: Any) -> bytes:
@@ -76,31 +68,14 @@ def drip(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
 
 @contextmanager
 def serving(*acts: Act, **settings: Any) -> Iterator[tuple[Server, list[dict[str, Any]]]]:
-    """A server that does one act a request, the last one for ever; and what it was asked."""
-    asked: list[dict[str, Any]] = []
+    """A server that does one act a request, the last one for ever."""
     left = list(acts)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append({**body, "headers": dict(self.headers), "path": self.path})
-            act = left.pop(0) if len(left) > 1 else left[0]
-            with suppress(OSError):  # The client may have hung up.
-                act(self, body)
+    def act(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        (left.pop(0) if len(left) > 1 else left[0])(handler, body)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        server.released = threading.Event()  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}/v1"
-        try:
-            yield Server(address, **{"retries": 2, "timeout": 5, **settings}), asked
-        finally:
-            server.released.set()  # type: ignore[attr-defined]
-            server.shutdown()
+    with chat_server.serving(act, **{"retries": 2, **settings}) as (server, asked):
+        yield server, asked
 
 
 def ask(server: Server, waits: list[float] | None = None) -> dict[str, Any]:

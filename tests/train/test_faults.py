@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import forking
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.train.interruption import Interrupted
 from cwdpo_bench.train.recipe import load_recipe
@@ -162,24 +163,17 @@ def test_killed_at_any_moment_it_ends_as_an_uninterrupted_run(
 ) -> None:
     longer = ["trainer.num_train_epochs=6", "trainer.save_strategy=steps"]
     recipe = load_recipe("cw-dpo", [*small, *longer])
-    # A server that has imported everything forks the runs, so that the kills fall into them.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cwdpo_bench.train.run", "transformers.models.qwen2_5_vl"])
 
     def begin(output: str) -> multiprocessing.process.BaseProcess:
-        process = context.Process(
-            target=train,
-            args=(recipe,),
-            kwargs={
-                "model": str(tiny_model_folder),
-                "data": pairs / "pairs.jsonl",
-                "probe": pairs / "probe.jsonl",
-                "output": tmp_path / output,
-                "resume": True,
-            },
+        return forking.begin(
+            train,
+            recipe=recipe,
+            model=str(tiny_model_folder),
+            data=pairs / "pairs.jsonl",
+            probe=pairs / "probe.jsonl",
+            output=tmp_path / output,
+            resume=True,
         )
-        process.start()
-        return process
 
     def finish(output: str) -> float:
         started = time.monotonic()

@@ -40,28 +40,6 @@ def _prompts(count: int) -> list[Prompt]:
     return [Prompt(texts[i % 3], (Image.fromarray(p),)) for i, p in enumerate(pictures)]
 
 
-def test_answers_do_not_depend_on_the_batch(vlm: VLM) -> None:
-    prompts = _prompts(7)
-    options = [["A", "B", "C"] if i % 2 else None for i in range(7)]
-    one = generate(vlm, prompts, max_new_tokens=6, batch_size=1, options=options)
-    many = generate(vlm, prompts, max_new_tokens=6, batch_size=7, options=options)
-    assert [a.text for a in one] == [a.text for a in many]
-    assert [a.tokens for a in one] == [a.tokens for a in many]
-    for a, b, letters in zip(one, many, options, strict=True):
-        assert (a.option_logps is None) == (b.option_logps is None) == (letters is None)
-        if letters is not None:
-            np.testing.assert_allclose(a.option_logps, b.option_logps, atol=1e-4)
-
-
-def test_option_scores_are_those_of_the_first_answer_token(vlm: VLM) -> None:
-    prompt = _prompts(1)
-    answer = generate(vlm, prompt, max_new_tokens=2, options=[["A", "B", "C", "D"]])[0]
-    with torch.no_grad():
-        logps = vlm.model(**encode_prompts(vlm.processor, prompt)).logits[0, -1].log_softmax(-1)
-    expected = logps[[ids[0] for ids in option_ids(vlm.tokenizer, ["A", "B", "C", "D"])]]
-    np.testing.assert_allclose(answer.option_logps, expected.numpy(), atol=1e-5)
-
-
 def test_answers_are_greedy_whatever_the_model_ships(vlm: VLM) -> None:
     """A model's own sampling settings must not make an evaluation random."""
     prompts = _prompts(3)

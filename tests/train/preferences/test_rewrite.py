@@ -11,18 +11,17 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import chat_server
 from cwdpo_bench import cli
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.evaluate.server import Server
 from cwdpo_bench.train.data import read_pairs
 from cwdpo_bench.train.preferences import edits, writer
 from cwdpo_bench.train.preferences.journal import journal_of, open_journal
@@ -64,46 +63,20 @@ def cat(body: dict[str, Any]) -> str:
     return json.dumps({"caption": caption.replace("dog", "cat")})
 
 
-@contextmanager
-def serving(model: Model, **settings: Any) -> Iterator[tuple[Server, list[dict[str, Any]]]]:
-    asked: list[dict[str, Any]] = []
+def speaking(model: Model) -> chat_server.Act:
+    """The act of a server that sends what the model says, and counts tokens."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append({**body, "key": self.headers.get("Authorization")})
-            said = model(body)
-            told: dict[str, Any] = {"error": {"message": "no"}}
-            if isinstance(said, str):
-                message = {"role": "assistant", "content": said}
-                usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-                told = {"choices": [{"message": message}], "usage": usage}
-            content = json.dumps(told).encode()
-            with suppress(OSError):
-                self.send_response(200 if isinstance(said, str) else said)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+    def act(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        said = model(body)
+        if not isinstance(said, str):
+            chat_server.send(handler, said, b'{"error": {"message": "no"}}')
+            return
+        message = {"role": "assistant", "content": said}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        told = {"choices": [{"message": message}], "usage": usage}
+        chat_server.send(handler, 200, json.dumps(told).encode())
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Quiet(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: Any) -> None:
-            """A client that hangs up is no news."""
-
-    with Quiet(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}/v1"
-        try:
-            yield (
-                Server(address, **{"retries": 0, "timeout": 5, "concurrency": 3} | settings),
-                asked,
-            )
-        finally:
-            server.shutdown()
+    return act
 
 
 def rewrite(
@@ -112,7 +85,7 @@ def rewrite(
     wanted = {name: settings.pop(name) for name in ("prices", "seed") if name in settings}
     kinds = ("tries", "verify", "temperature", "max_new_tokens")
     writing = Writing("m", **{name: settings.pop(name) for name in kinds if name in settings})
-    with serving(model, **settings) as (server, asked):
+    with chat_server.serving(speaking(model), **settings) as (server, asked):
         output = data.parent / "hard.jsonl"
         return rewrite_file(data, output, shares or OBJ, server, writing, **wanted), asked
 
@@ -348,7 +321,7 @@ def test_a_killed_run_goes_on_where_it_stopped(data: Path) -> None:
         return cat(body)
 
     output = data.parent / "hard.jsonl"
-    with serving(throttled) as (server, asked):
+    with chat_server.serving(speaking(throttled)) as (server, asked):
         command = ["negatives", "perturb", data, "--output", output, "--kinds", "replace_obj=1"]
         command += ["--engine", "openai", "--base-url", server.base_url, "--model", "m"]
         command = [sys.executable, "-m", "cwdpo_bench", *map(str, command), "--concurrency", "2"]
@@ -402,7 +375,7 @@ def test_neither_key_nor_address_is_kept_or_said(
 ) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
     _, asked = rewrite(data, cat, key_variable="MY_KEY")
-    assert {body["key"] for body in asked} == {f"Bearer {KEY}"}
+    assert {body["headers"].get("Authorization") for body in asked} == {f"Bearer {KEY}"}
     said = capfd.readouterr()
     texts = [said.out, said.err, *(p.read_text() for p in data.parent.iterdir())]
     assert not any(KEY in text or "127.0.0.1" in text for text in texts)
