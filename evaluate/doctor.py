@@ -86,24 +86,38 @@ def requirements() -> list[Requirement]:
 
 
 def _packages() -> Iterable[Check]:
-    """Every package that is needed, and of the extras those that are for users."""
+    """Every package that is needed, and of the extras those that are for users.
+
+    The first package of an extra is what it is for; the others matter where that one is installed.
+    """
+    heads: dict[str, Requirement] = {}
     for requirement in requirements():
         marker = "" if requirement.marker is None else str(requirement.marker)
         if any(f'"{extra}"' in marker for extra in ("test", "lint")):
             continue
         extra = marker.partition('"')[2].rstrip('"')
-        try:
-            version = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
+        head = heads.setdefault(extra, requirement).name if extra else requirement.name
+        version = _installed(requirement.name)
+        if version is None:
             install = f"pip install '{_DISTRIBUTION}[{extra}]'" if extra else None
             state: State = "absent" if extra else "broken"
             yield Check(
                 requirement.name, state, "missing", install or f"pip install '{_bare(requirement)}'"
             )
-            continue
-        fits = requirement.specifier.contains(version, prereleases=True)
-        mend = "" if fits else f"pip install -U '{_bare(requirement)}'"
-        yield Check(requirement.name, "ok" if fits else "broken", version, mend)
+        elif requirement.specifier.contains(version, prereleases=True) or not _installed(head):
+            yield Check(requirement.name, "ok", version)
+        else:
+            needed = "" if head == requirement.name else f", with which {head} fails"
+            mend = f"pip install -U '{_bare(requirement)}'"
+            yield Check(requirement.name, "broken", version + needed, mend)
+
+
+def _installed(name: str) -> str | None:
+    """A package's version."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _bare(requirement: Requirement) -> str:

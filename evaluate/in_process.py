@@ -160,7 +160,11 @@ class InProcessEngine:
     def _draw(self, name: str, prompt: Prompt, max_new_tokens: int) -> tuple[str, ...]:
         if not self.draws:
             return ()
-        prompts = [encode_prompt(self.vlm.processor, prompt)] * self.draws
+        encoded = encode_prompt(self.vlm.processor, prompt)
+        prompts = [encoded] * self.draws
+        if self.vlm.context_length is not None:
+            room = self.vlm.context_length - encoded["input_ids"].shape[-1]
+            max_new_tokens = min(max_new_tokens, room)
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
         with torch.random.fork_rng(), _out_of_memory_told(self.draws):
             torch.manual_seed(seed)
@@ -268,7 +272,7 @@ class InProcessEngine:
             for indices in batches_by_length(prompts, self.rows):
                 batch = [opened[i] for i in indices]
                 inputs = self._encode(batch)
-                too_long = self._too_long(inputs)
+                too_long = self._too_long([sample for _, sample, _ in batch], inputs)
                 for row, length in too_long.items():
                     place, sample, _ = batch[row]
                     yield place, Failure(f"sample {sample.id}: {length}")
@@ -281,15 +285,34 @@ class InProcessEngine:
     def _encode(self, batch: Sequence[_Opened[Sample]]) -> _Encoded:
         return encode_prompts(self.vlm.processor, [prompt for _, _, prompt in batch])
 
-    def _too_long(self, inputs: _Encoded) -> dict[int, str]:
-        """The rows that leave the model no room for an answer, with how long they are."""
-        room, lengths = self.vlm.context_length, inputs["attention_mask"].sum(-1).tolist()
-        return {
-            row: f"the prompt is {length} tokens long, images included; the model reads {room} "
-            "with its answer"
-            for row, length in enumerate(lengths)
-            if room is not None and length >= room
-        }
+    def _too_long(self, samples: Sequence[Sample], inputs: _Encoded) -> dict[int, str]:
+        """The rows that leave the model no room for an answer or for what is scored, and why."""
+        context = self.vlm.context_length
+        if context is None:
+            return {}
+        found = {}
+        for row, length in enumerate(inputs["attention_mask"].sum(-1).tolist()):
+            told = f"the prompt is {length} tokens long, images included"
+            if length >= context:
+                found[row] = f"{told}; the model reads {context} with its answer"
+                continue
+            longest = self._longest_scored(samples[row], context - length)
+            if length + longest > context:
+                what = "option" if isinstance(samples[row], ChoiceSample) else "first reference"
+                found[row] = f"{told}, and its {what} {longest}; the model reads {context}"
+        return found
+
+    def _longest_scored(self, sample: CaptionSample | ChoiceSample, room: int) -> int:
+        """Tokens of the longest text that is scored behind a prompt; 0 where all surely fit."""
+        if isinstance(sample, CaptionSample):
+            texts, end = [sample.references[0]], 1
+        else:
+            texts, end = [*sample.option_replies], 0
+        # No token is less than a byte.
+        if all(len(text.encode()) + end <= room for text in texts):
+            return 0
+        ids = [self.vlm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        return max(map(len, ids)) + end
 
     def _chunks(
         self, samples: Sequence[Sample]

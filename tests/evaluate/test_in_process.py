@@ -1,5 +1,7 @@
 import math
+import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,16 +169,24 @@ def test_a_sample_that_alone_is_too_much_is_told(vlm, data_root, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_gives_the_same_replies(tiny_model_folder, data_root, monkeypatch):
-    """Traced as `torch.compile` traces, and run by the backend that needs no minutes of work."""
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_compiled_model_gives_the_same_replies(
+    tiny_model_folder, data_root, monkeypatch, tmp_path, backend
+):
+    """Traced as `torch.compile` traces, and run as it is traced and as the compiler makes it."""
+    if backend == "inductor" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("no C++ compiler (g++, or what CXX names)")
+    # Whatever was compiled before is not found here.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     plain = torch.nn.Module.compile
     asked = []
 
     def compile(module, **settings):
         asked.append((type(module).__name__, settings))
-        plain(module, backend="eager", **settings)
+        plain(module, **({} if backend == "inductor" else {"backend": backend}), **settings)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    torch.compiler.reset()
     samples = load_coco(data_root)
     settings = {"max_new_tokens": 3}
     ours, compiled = (
@@ -190,6 +200,8 @@ def test_a_compiled_model_gives_the_same_replies(tiny_model_folder, data_root, m
     ]
 
     assert asked == [("Qwen2_5_VLTextModel", {"dynamic": True})]
+    if backend == "inductor":
+        assert list(tmp_path.rglob("*.so"))
     assert ours.fingerprint() != compiled.fingerprint()
     assert (ours.provenance["compiled"], compiled.provenance["compiled"]) == (False, True)
     for a, b in zip(*replies, strict=True):
@@ -237,6 +249,33 @@ def test_a_prompt_that_is_longer_than_the_model_reads_fails_alone(vlm, data_root
         answers[1], rf"sample 102: the prompt is 20\d\d tokens long.*the model reads {room}"
     )
     assert [answers[0].text, answers[2].text] == [before[0].text, before[2].text]
+
+
+def test_an_option_or_a_reference_that_does_not_fit_behind_the_prompt_fails_alone(vlm, data_root):
+    long, room = "red " * 1100, vlm.context_length
+    question, other, *_ = load_mmbench(data_root)
+    captions = load_coco(data_root)
+
+    asked = answer_choices(
+        vlm,
+        [replace(question, option_words=("a", long, "b")), other],
+        data_root,
+        max_new_tokens=2,
+        batch_size=2,
+    )
+    described = answer_captions(
+        vlm,
+        [captions[0], replace(captions[1], references=(long,))],
+        data_root,
+        max_new_tokens=2,
+        batch_size=2,
+    )
+
+    told = rf"the prompt is \d+ tokens long, images included, and its %s 1\d\d\d; .* reads {room}"
+    _assert_failed(asked[0], f"sample 7-0: {told % 'option'}")
+    _assert_failed(described[1], f"sample 102: {told % 'first reference'}")
+    assert not isinstance(asked[1], Failure)
+    assert not isinstance(described[0], Failure)
 
 
 def _remove(path):

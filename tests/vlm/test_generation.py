@@ -53,6 +53,23 @@ def test_answers_are_greedy_whatever_the_model_ships(vlm: VLM) -> None:
         vlm.model.generation_config = original
 
 
+def test_an_answer_ends_where_the_models_context_does(
+    vlm: VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = _prompts(5)
+    whole = generate(vlm, prompts, max_new_tokens=20)
+    lengths = [encode_prompt(vlm.processor, p)["input_ids"].shape[1] for p in prompts]
+    context = max(lengths) + 3
+    monkeypatch.setattr(VLM, "context_length", property(lambda _: context))
+    for batch_size in (1, 5):
+        cut = generate(vlm, prompts, max_new_tokens=20, batch_size=batch_size)
+        for answer, full, length in zip(cut, whole, lengths, strict=True):
+            assert answer.tokens == min(full.tokens, context - length)
+            assert full.text.startswith(answer.text)
+    assert {length + 3 for length in lengths} != {context}
+    assert any(answer.tokens < full.tokens for answer, full in zip(cut, whole, strict=True))
+
+
 @pytest.mark.parametrize("options", [["A", "A"], ["two", "A", "two"]])
 def test_options_that_nothing_tells_apart_are_refused(vlm: VLM, options: list[str]) -> None:
     with pytest.raises(UserError, match="alike"):
