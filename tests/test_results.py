@@ -119,6 +119,29 @@ def test_the_rules_stop_where_the_study_stopped_and_the_checkpoints_score_as_its
             )
 
 
+def test_studies_stand_side_by_side_with_the_differences_that_each_has_alone() -> None:
+    rng = np.random.default_rng(1)
+
+    def study() -> dict[str, dict[int, dict[str, Any]]]:
+        return {
+            row: {k: {"scores": {"t/m": rng.normal(), "t/n": rng.normal()}} for k in range(4)}
+            for row in "abc"
+        }
+
+    studies = {"one": study(), "two": study()}
+    del studies["two"]["c"]
+    columns = [(name, remake.score(f"t/{name}", 1), 2) for name in "mn"]
+    text = remake.side_by_side(studies, [("a", "b"), ("a", "c")], columns).splitlines()
+    assert text[0] == "| difference | m, one | m, two | n, one | n, two |"
+    # A pair that one study lacks is told of neither.
+    assert len(text) == 3
+    alone = [
+        remake.differences_table(c, [("a", "b")], columns).split("|") for c in studies.values()
+    ]
+    (one_m, one_n), (two_m, two_n) = (cells[-3:-1] for cells in alone)
+    assert text[2].split("|")[2:-1] == [one_m, two_m, one_n, two_n]
+
+
 def test_a_mark_without_a_table_is_refused() -> None:
     with pytest.raises(AssertionError, match="lost"):
         remake.fill("<!-- table: lost -->\n<!-- end -->", {})

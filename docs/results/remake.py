@@ -15,6 +15,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,15 @@ def differences_table(
     cells: Cells, pairs: Sequence[tuple[str, str]], columns: Sequence[Column]
 ) -> str:
     """First − second, with intervals; `*` where Holm's p is at most 0.05."""
+    return table(
+        ["difference", *(heading for heading, *_ in columns)], _differences(cells, pairs, columns)
+    )
+
+
+def _differences(
+    cells: Cells, pairs: Sequence[tuple[str, str]], columns: Sequence[Column]
+) -> list[list[str]]:
+    """The lines of the table; pairs of which a row is missing are left out."""
     pairs = [pair for pair in pairs if all(row in cells for row in pair)]
     lines = [[f"{first} − {second}"] for first, second in pairs]
     for _, measure, digits in columns:
@@ -176,7 +186,27 @@ def differences_table(
             line.append(
                 f"{middle:+.{digits}f} ± {width:.{digits}f}" + (" \\*" if p <= 0.05 else "")
             )
-    return table(["difference", *(heading for heading, *_ in columns)], lines)
+    return lines
+
+
+def side_by_side(
+    studies: dict[str, Cells], pairs: Sequence[tuple[str, str]], columns: Sequence[Column]
+) -> str:
+    """The same differences in several studies, study beside study in each column.
+
+    Holm's family are a study's rows, those of `pairs` alone.
+    """
+    for cells in studies.values():
+        pairs = [pair for pair in pairs if all(row in cells for row in pair)]
+    found = [_differences(cells, pairs, columns) for cells in studies.values()]
+    lines = [
+        [blocks[0][0], *chain(*zip(*(block[1:] for block in blocks), strict=True))]
+        for blocks in zip(*found, strict=True)
+    ]
+    return table(
+        ["difference", *(f"{heading}, {name}" for heading, *_ in columns for name in studies)],
+        lines,
+    )
 
 
 def marked_table(
@@ -312,6 +342,28 @@ def tables() -> dict[str, str]:
         "ablations": ablations(systems),
         "speed": speed(systems),
         "regret": regret(read("stopping")),
+        **architectures(),
+    }
+
+
+def architectures() -> dict[str, str]:
+    """The tables of the second architecture, beside the first where both were measured."""
+    qwen, llava = read("study-squeezing"), read("study-llava")
+    llava["start"] = start(llava)
+    rows = ("dpo-easy-0", "dpo", "cooled", "fixed-0.25", *STAGES)
+    pairs = [
+        *(("dpo-easy-0", "dpo"), ("cooled", "dpo"), ("cooled", "fixed-0.25"), ("cooled", "sft")),
+        *(("cw-dpo", "sft-c+dpo"), ("cw-dpo", "sft")),
+    ]
+    both = {"Qwen2.5-VL": qwen, "LLaVA-1.5": llava}
+    return {
+        "llava": values_table(llava, ("start", *rows), DYNAMICS),
+        "llava-verdicts": table(
+            ["system", *both],
+            [[row, *(verdicts(cells, row) for cells in both.values())] for row in rows],
+        ),
+        "llava-differences": side_by_side(both, pairs, [DYNAMICS[k] for k in (0, 4, 7)]),
+        "llava-influence": values_table(llava, rows, INFLUENCE),
     }
 
 
