@@ -65,9 +65,13 @@ def run_trl(shape: Shape, folder: Path, steps: int) -> dict[str, Any]:
         for pair in pairs
     ]
     data = Dataset.from_list(rows).cast_column("images", [Image()])
+    # TRL loads the reference of a fully trained model from the model's folder; random weights have
+    # none.
+    reference = None if shape.lora or shape.sizes is None else load(shape, folder).model
     meter = Meter()
     trainer = DPOTrainer(
         model=vlm.model,
+        ref_model=reference,
         args=DPOConfig(**arguments(shape, folder, steps), beta=BETA, max_length=None),
         train_dataset=data,
         processing_class=vlm.processor,
