@@ -300,6 +300,24 @@ def test_a_pass_needs_a_test_set_that_could_have_told(make, save):
         assert "can show a change of" in check.reason
 
 
+@pytest.mark.parametrize(
+    "rule", [{"max_drop": 0, "detect": 6}, {"non_inferior": 5}, {"min_value": 95}]
+)
+def test_that_no_question_changed_shows_no_more_than_their_number_can(make, save, rule):
+    """Three in a hundred losses may hide where none of a hundred questions changed."""
+    rules = policy({"metric": "accuracy", **rule})
+    skill = 1.1 if "min_value" in rule else 0.6
+    for size, verdict in ((40, "inconclusive"), (400, "pass")):
+        runs = [
+            save(f"{seed}-{size}", flat(make.choices(skill, size=size, seed=seed)))
+            for seed in (1, 0)
+        ]
+        (check,) = run_gate(*runs, rules).checks
+        assert not check.reason.startswith("the same answers")
+        assert "min_value" in rule or check.difference == 0
+        assert check.verdict == verdict, check.reason
+
+
 def test_a_floor_is_held_against_the_candidate_alone(make, save):
     candidate, base = shifted(make, save, 0.0)
     value = read_run(candidate).results["tasks"]["coco"]["metrics"]["CIDEr"]["value"]
