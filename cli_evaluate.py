@@ -164,7 +164,7 @@ def _list_tasks(data_root: Path | None, as_json: bool) -> None:
     words = {None: "", True: f" (under {root})", False: f" (not under {root})"}
     for name, task in TASKS.items():
         print(f"{name}, {task.split}{words[there[name]]}\n    {task.source}")
-    print("lmms:NAME, any task or group of lmms-eval\n    pip install cwdpo-bench[lmms]")
+    print("lmms:NAME, any task or group of lmms-eval\n    pip install 'cwdpo-bench[lmms]'")
 
 
 def score(

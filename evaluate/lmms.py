@@ -3,7 +3,7 @@
 `lmms:NAME` is any task or group of lmms-eval or of the user's own YAML files (`--include-path`).
 Its definition says what is asked (`doc_to_text`, `doc_to_visual`, few-shot examples), how long a
 reply may be and how it is scored (`evaluate/lmms_scores.py`). lmms-eval is an extra of this
-package (`pip install cwdpo-bench[lmms]`) and imported only where one of its tasks is asked for.
+package (`pip install 'cwdpo-bench[lmms]'`) and imported only where one of its tasks is asked for.
 
 A task whose rows offer options, `doc_to_choice`, option columns that the prompt shows, or a yes or
 a no, also gets their probabilities and our calibration.

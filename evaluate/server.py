@@ -132,7 +132,7 @@ class Client:
         try:
             import httpx
         except ImportError as error:
-            raise UserError("--engine openai: pip install cwdpo-bench[openai]") from error
+            raise UserError("--engine openai: pip install 'cwdpo-bench[openai]'") from error
         # At INFO they write every address down.
         for library in ("httpx", "httpcore"):
             logging.getLogger(library).setLevel(logging.WARNING)

@@ -2,7 +2,7 @@
 
 The loop, the objective and its variants are TRL's, and so are the arguments: what stands under
 `trainer` in a recipe of this kind is a field of `trl.GRPOConfig`. Ours are the rewards, the rows,
-the log and the folder. TRL is an extra: `pip install cwdpo-bench[grpo]`.
+the log and the folder. TRL is an extra: `pip install 'cwdpo-bench[grpo]'`.
 
 Source: Shao et al., DeepSeekMath (2024), section 4. What TRL's defaults change in it: no KL term
 (`beta: 0`), and a loss averaged over all tokens of a batch (`loss_type: dapo`).
@@ -27,7 +27,7 @@ try:
     from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 except ImportError as error:
     raise UserError(
-        f"recipe kind grpo needs TRL ({error}); pip install cwdpo-bench[grpo]"
+        f"recipe kind grpo needs TRL ({error}); pip install 'cwdpo-bench[grpo]'"
     ) from error
 
 

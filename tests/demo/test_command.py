@@ -105,7 +105,7 @@ def test_the_extended_table_says_at_once_that_trl_is_missing(
 ) -> None:
     monkeypatch.delitem(sys.modules, "cwdpo_bench.train.grpo", raising=False)
     monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(UserError, match=r"pip install cwdpo-bench\[grpo\]"):
+    with pytest.raises(UserError, match=r"pip install 'cwdpo-bench\[grpo\]'"):
         run_demo(tmp_path / "demo", every_system=True)
     assert not (tmp_path / "demo").exists()
 

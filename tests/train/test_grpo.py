@@ -160,5 +160,5 @@ def test_the_precision_is_that_of_the_other_recipes() -> None:
 def test_without_trl_the_mend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trl", None)
     monkeypatch.delitem(sys.modules, "cwdpo_bench.train.grpo", raising=False)
-    with pytest.raises(UserError, match=r"pip install cwdpo-bench\[grpo\]"):
+    with pytest.raises(UserError, match=r"pip install 'cwdpo-bench\[grpo\]'"):
         load_recipe("grpo")
