@@ -180,7 +180,11 @@ def test_every_system_gets_the_same_tries_on_validation_data(write: Callable[...
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("study", 126), ("study-squeezing", 86), ("study-llava", 36)]
+    ("name", "number"),
+    [
+        *(("study", 126), ("study-squeezing", 86), ("study-llava", 36)),
+        *(("study-sensitivity", 30), ("study-cooling", 12)),
+    ],
 )
 def test_the_documented_studies_are_valid_and_fair_in_steps(name: str, number: int) -> None:
     study = load_study(ROOT / "docs" / f"{name}.yaml")

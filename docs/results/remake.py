@@ -86,6 +86,11 @@ def steps(cell: dict[str, Any]) -> float:
     return float(cell["training"]["steps"])
 
 
+def stage1(key: str, scale: float = 1) -> Measure:
+    """A figure of the first stage's record."""
+    return lambda cell: float(cell["training"]["stages"]["stage1"][key]) * scale
+
+
 def steps_to(level: float) -> Measure:
     """Update steps until the held-out chosen answers reach a mean log p; infinite where never."""
 
@@ -300,6 +305,16 @@ SCORES: tuple[Column, ...] = (
     ("MMMU ECE", score("mmmu/ece"), 1),
     ("chosen ℓ̄", end("chosen_mean_logp"), 3),
 )
+SETTINGS = ("split-0.25", "split-0.9", "lambda-1,C-6")
+PENALTY: tuple[Column, ...] = (
+    ("C", stage1("threshold"), 2),
+    ("penalty acted, % of steps", stage1("penalty_active", 100), 0),
+    ("rejected ℓ̄", end("rejected_mean_logp"), 2),
+)
+WEIGHTS: tuple[Column, ...] = (
+    ("mean w_c", mean("cooling_weight"), 2),
+    *(DYNAMICS[k] for k in (0, 1, 4, 5, 7)),
+)
 
 
 def tables() -> dict[str, str]:
@@ -343,6 +358,7 @@ def tables() -> dict[str, str]:
         "speed": speed(systems),
         "regret": regret(read("stopping")),
         **architectures(),
+        **sensitivity(squeezing, systems),
     }
 
 
@@ -411,6 +427,32 @@ def ablations(cells: Cells) -> str:
         )
     headings = ["ablation − cw-dpo", "COCO CIDEr here", "paper's (72B, COCO)", "place in the paper"]
     return table(headings, lines)
+
+
+def sensitivity(squeezing: Cells, systems: Cells) -> dict[str, str]:
+    """Shares of the stages, λ and C, and fewer pairs beside study.yaml; w_c beside `cooled`."""
+    cells = {**systems, **read("study-sensitivity")}
+    cooling = {**squeezing, **read("study-cooling"), "fixed-0.38": cells["fixed-0.38"]}
+    grid = sorted(row for row in cooling if row.startswith("grid@"))
+    weights = ("fixed-0.25", "fixed-0.38", "fixed-0.5", *grid)
+    columns = [SCORES[k] for k in (0, 5, 7)]
+    return {
+        "settings": values_table(cells, ("cw-dpo", *SETTINGS), columns),
+        "settings-differences": differences_table(
+            cells, [(row, "cw-dpo") for row in SETTINGS], columns
+        ),
+        "penalty": values_table(cells, SETTINGS, PENALTY),
+        "weights": values_table(cooling, ("cooled", *weights), WEIGHTS),
+        "weights-differences": differences_table(
+            cooling, [(row, "cooled") for row in weights], WEIGHTS[1:]
+        ),
+        "sizes": values_table(cells, ("sft", "cw-dpo", "sft-94", "cw-dpo-94"), columns),
+        "sizes-differences": differences_table(
+            cells,
+            [("cw-dpo-94", "sft-94"), ("sft-94", "sft"), ("cw-dpo-94", "cw-dpo")],
+            columns,
+        ),
+    }
 
 
 def regret(cells: Cells) -> str:
