@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,8 @@ def train(
     named = {"data.format": data_format, "data.image_root": image_root}
     options = [f"{key}={json.dumps(str(v))}" for key, v in named.items() if v is not None]
     loaded = load_recipe(recipe, [*(overrides or []), *options])
+    # Trackers keep the command line, and a token is nothing to keep.
+    sys.argv[1:] = [re.sub(r"(\bhub_token=).*", r"\1***", word) for word in sys.argv[1:]]
     # Of several processes (accelerate launch) the first one speaks.
     leads = os.environ.get("RANK", "0") == "0"
     try:

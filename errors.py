@@ -19,3 +19,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     words = sorted(known)
     close = difflib.get_close_matches(name, words, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(words)}"
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """What an exception says, on one line and not too long; its name where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + " …"

@@ -1,7 +1,7 @@
 """The model card beside a checkpoint: what it is, what it was made from, how to load it.
 
-A Hugging Face model card (`README.md` with a metadata block), from the recipe and the provenance
-alone: the same run gives the same bytes, and no path of the machine stands in it.
+A Hugging Face model card (`README.md` with a metadata block), from the provenance alone: the same
+run gives the same bytes, and no path of the machine stands in it.
 """
 
 from __future__ import annotations
@@ -13,22 +13,36 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
-from cwdpo_bench.files import write_text
+from cwdpo_bench.files import write_json, write_text
 from cwdpo_bench.markup import code, escape
-from cwdpo_bench.train.recipe import Recipe
 
 CARD = "README.md"
+RECIPE = "recipe.yaml"
+PROVENANCE = "provenance.json"
+_UNFINISHED = "- **Not finished**: saved in the middle of the training"
+_PARTS = [
+    "The weights are spread over files of several processes: `cwdpo-bench train … --resume` reads",
+    "them, and writes whole ones at the end.",
+]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def model_card(recipe: Recipe, record: dict[str, Any], *, adapter: bool, model: str) -> str:
+def model_card(
+    record: dict[str, Any],
+    *,
+    adapter: bool,
+    model: str,
+    curves: bool = True,
+    whole: bool = True,
+) -> str:
     """The card's text.
 
     Args:
-        recipe: as run.
-        record: the finished provenance.
+        record: the provenance; of a run that is not finished, as far as it has come.
         adapter: whether the checkpoint holds a peft adapter, not whole weights.
         model: folder or Hub id that the run started from; its own card may tell the licence.
+        curves: whether the held-out curves lie beside it.
+        whole: whether its weights can be loaded, and are not spread over processes' own files.
     """
     base, hub = _base(record["model"]["name"])
     licence = _licence(model)
@@ -37,28 +51,30 @@ def model_card(recipe: Recipe, record: dict[str, Any], *, adapter: bool, model: 
         library_name="peft" if adapter else "transformers",
         license=licence,
         pipeline_tag="image-text-to-text",
-        tags=["cwdpo-bench", "preference-tuning", recipe.name],
+        tags=["cwdpo-bench", "preference-tuning", record["recipe"]],
     )
     lines = [
         "---",
         metadata.to_yaml().strip(),
         "---",
         "",
-        f"# {escape(recipe.name)} on {escape(base)}",
+        f"# {escape(record['recipe'])} on {escape(base)}",
         "",
         f"Trained by cwdpo-bench {record['versions']['cwdpo-bench']} from {code(base)} with "
-        f"recipe {code(recipe.name)}, seed {record['seed']}.",
+        f"recipe {code(record['recipe'])}, seed {record['seed']}.",
         "",
         f"- **Verdict of the learning dynamics**: {escape(record['verdict']['sentence'])}",
         *[
             f"- **{name}**: {code(stage['objective'])}, {stage['pairs']} pairs, "
-            f"{stage['steps']} update steps; {escape(stage['verdict']['sentence'])}"
+            f"{stage['steps']} update steps{_settings(stage.get('hyperparameters', {}))}; "
+            f"{escape(stage['verdict']['sentence'])}"
             for name, stage in record["stages"].items()
         ],
+        *([] if record["status"] == "finished" else [_UNFINISHED]),
         f"- **Data**: {code(record['data']['file'])}, {record['data']['pairs']} pairs, "
         f"{record['data']['probe_pairs']} held out; fingerprint "
         f"{code(record['data']['fingerprint'])}",
-        f"- **Weights**: {_weights(recipe, adapter)}",
+        f"- **Weights**: {_weights(record, adapter)}",
         "- **Licence**: "
         + (
             f"that of the base, {code(licence)}"
@@ -69,15 +85,13 @@ def model_card(recipe: Recipe, record: dict[str, Any], *, adapter: bool, model: 
         + ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
         *[f"- **Warning**: {escape(warning)}" for warning in record["warnings"]],
         "",
-        "`recipe.yaml` holds every setting, `provenance.json` every figure above and more,",
-        "`dynamics.parquet` and `dynamics.png` the held-out curves.",
+        "`recipe.yaml` holds every setting, `provenance.json` every figure above and more"
+        + (", `dynamics.parquet` and `dynamics.png` the held-out curves." if curves else "."),
         "",
         "## Loading",
         "",
-        "```python",
         # A folder's name here leads nowhere else, or to somebody else's model on the Hub.
-        *_loading(base if hub else "BASE", adapter),
-        "```",
+        *(["```python", *_loading(base if hub else "BASE", adapter), "```"] if whole else _PARTS),
         "",
         "## Scores",
         "",
@@ -87,10 +101,22 @@ def model_card(recipe: Recipe, record: dict[str, Any], *, adapter: bool, model: 
     return "\n".join(lines) + "\n"
 
 
-def write_card(folder: Path, recipe: Recipe, record: dict[str, Any], model: str) -> None:
+def write_beside(folder: Path, recipe: str, record: dict[str, Any], model: str) -> None:
+    """Write recipe (its text as run), provenance and card beside the weights of a checkpoint."""
+    write_text(folder / RECIPE, recipe)
+    write_json(folder / PROVENANCE, record)
+    write_card(folder, record, model)
+
+
+def write_card(folder: Path, record: dict[str, Any], model: str) -> None:
     """Write the card, in the place of peft's own where the checkpoint is an adapter."""
-    adapter = (folder / "adapter_config.json").is_file()
-    text = model_card(recipe, record, adapter=adapter, model=model)
+    text = model_card(
+        record,
+        adapter=(folder / "adapter_config.json").is_file(),
+        model=model,
+        curves=(folder / "dynamics.parquet").is_file(),
+        whole=any(folder.glob("*.safetensors")),
+    )
     write_text(folder / CARD, text)
 
 
@@ -115,10 +141,19 @@ def _licence(model: str) -> str | None:
     return licence if isinstance(licence, str) and re.fullmatch(r"[\w.-]+", licence) else None
 
 
-def _weights(recipe: Recipe, adapter: bool) -> str:
-    if not adapter:
+def _settings(found: dict[str, Any]) -> str:
+    """What a stage's steps were taken with, as `record.hyperparameters` tells it."""
+    names = {"batch": "batch", "learning_rate": "learning rate", "beta": "β"}
+    told = [f"{name} {found[key]:g}" for key, name in names.items() if found.get(key) is not None]
+    return "".join(f", {one}" for one in told)
+
+
+def _weights(record: dict[str, Any], adapter: bool) -> str:
+    lora = record.get("lora")
+    if lora is None:
         return "all parameters trained, safetensors"
-    return f"a LoRA adapter of rank {recipe.lora.r}, α {recipe.lora.alpha}, safetensors"
+    merged = "" if adapter else ", merged into its base"
+    return f"a LoRA adapter of rank {lora['r']}, α {lora['alpha']}{merged}, safetensors"
 
 
 def _loading(base: str, adapter: bool) -> list[str]:

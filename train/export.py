@@ -7,7 +7,8 @@ from pathlib import Path
 from peft import PeftModel
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.files import read_json, write_json
+from cwdpo_bench.files import read_json
+from cwdpo_bench.train.card import PROVENANCE, RECIPE, write_beside
 from cwdpo_bench.train.checkpoints import disk_errors
 from cwdpo_bench.vlm import load_vlm
 
@@ -38,8 +39,9 @@ def export_checkpoint(checkpoint: str, output: Path, *, merge: bool) -> str:
     with disk_errors(output):
         model.save_pretrained(str(output))
         vlm.processor.save_pretrained(str(output))
-    made = Path(checkpoint) / "provenance.json"
-    if made.is_file():
+    made, recipe = Path(checkpoint) / PROVENANCE, Path(checkpoint) / RECIPE
+    if made.is_file() and recipe.is_file():
         exported = {"checkpoint": str(Path(checkpoint).resolve()), "merged": merge}
-        write_json(output / "provenance.json", {**read_json(made), "exported": exported})
+        record = {**read_json(made), "exported": exported}
+        write_beside(output, recipe.read_text("utf-8"), record, record["model"]["name"])
     return what

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.train.sections import (
@@ -30,6 +30,19 @@ from cwdpo_bench.train.sections import (
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+HUB_SWITCHES = (
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_token",
+    "hub_private_repo",
+    "hub_always_push",
+    "hub_revision",
+)
+"""Fields of `TrainingArguments` that `train/hub.py` follows in the Trainer's place."""
+_TOLD = {*HUB_SWITCHES, "report_to", "run_name"}
+"""What of `trainer` says whom a run is shown to, not how it is made: another run in nothing."""
 
 
 class Recipe(Section):
@@ -79,8 +92,10 @@ class Recipe(Section):
         return {**self.trainer, **stage.trainer}
 
     def to_yaml(self) -> str:
-        """The recipe as it ran, every default written out."""
-        values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """The recipe as it ran, every default written out; not whom it was shown to."""
+        stages = ("objective", "stage1", "stage2")
+        left_out: Any = {"trainer": _TOLD, **{stage: {"trainer": _TOLD} for stage in stages}}
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=left_out)
         text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         return text
 
@@ -207,6 +222,10 @@ def parse_recipe(values: dict[str, Any], source: str) -> Recipe:
         raise UserError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from error
     for stage in recipe.stages().values():
         _check_trainer(recipe.trainer_arguments(stage), arguments_class(stage), source)
+    for keys in (recipe.trainer, *(stage.trainer for stage in recipe.stages().values())):
+        if (token := keys.get("hub_token")) is not None:
+            # From here on nothing that prints or stores a recipe shows it.
+            keys["hub_token"] = SecretStr(str(token))
     return recipe
 
 
@@ -287,6 +306,11 @@ def _check_trainer(
     known = {field.name for field in dataclasses.fields(arguments) if field.init}
     reserved = {"output_dir": "--output", "resume_from_checkpoint": "--resume"}
     for key in trainer:
+        if key == "logging_dir" and key not in known:
+            raise UserError(
+                f"{source}: trainer.logging_dir: transformers 5 has no such key; set the "
+                "environment variable TENSORBOARD_LOGGING_DIR"
+            )
         if key in reserved:
             raise UserError(f"{source}: trainer.{key} is set by {reserved[key]}; remove the key")
         if key not in known:

@@ -7,11 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import read_json, remove_unfinished
 from cwdpo_bench.train.data import PreferenceData, fingerprint
 from cwdpo_bench.train.recipe import Recipe
+from cwdpo_bench.train.sections import Objective
 from cwdpo_bench.vlm import need_bitsandbytes
 
 
@@ -32,6 +35,7 @@ def new_record(
         "schema": 1,
         "status": "running",
         "recipe": recipe.name,
+        "lora": recipe.lora.model_dump(mode="json") if recipe.lora.enabled else None,
         "model": {"name": model},
         "data": {
             "file": data.name if data.exists() else str(data),
@@ -49,6 +53,17 @@ def new_record(
         },
         "stages": {},
         "warnings": [],
+    }
+
+
+def hyperparameters(arguments: TrainingArguments, objective: Objective) -> dict[str, Any]:
+    """What a stage's steps are taken with: `batch` is the pairs a step of all processes together,
+    `beta` None where the objective has none."""
+    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps
+    return {
+        "learning_rate": arguments.learning_rate,
+        "batch": rows * arguments.world_size,
+        "beta": getattr(objective, "beta", None),
     }
 
 

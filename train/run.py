@@ -17,15 +17,16 @@ from transformers import TrainingArguments
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_json, write_text
 from cwdpo_bench.train import processes
-from cwdpo_bench.train.card import write_card
+from cwdpo_bench.train.card import write_beside, write_card
 from cwdpo_bench.train.checkpoints import save
 from cwdpo_bench.train.data import Pair, read_pairs, split_stages
 from cwdpo_bench.train.dynamics import DynamicsLog
+from cwdpo_bench.train.hub import hub_of
 from cwdpo_bench.train.plots import plot_dynamics, plot_influence
 from cwdpo_bench.train.prepared import PreparedPairs
 from cwdpo_bench.train.probes import Probe
 from cwdpo_bench.train.recipe import Recipe
-from cwdpo_bench.train.record import new_record, seed_of, take_up
+from cwdpo_bench.train.record import hyperparameters, new_record, seed_of, take_up
 from cwdpo_bench.train.smoothing import never_acted
 from cwdpo_bench.train.stage import train_stage, training_arguments
 from cwdpo_bench.train.start import base_name, init_record, load, start_model
@@ -64,7 +65,8 @@ def train(
         measured: called after every measurement of the dynamics.
 
     Raises:
-        UserError: bad data, model, recipe or folder; a loss that is not finite.
+        UserError: bad data, model, recipe or folder; a loss that is not finite; a push to the Hub
+            that failed, after everything is saved.
     """
     # The first stage's arguments meet the launcher's other processes, where there are any.
     arguments = training_arguments(recipe, _first_stage(recipe, output))
@@ -88,14 +90,26 @@ def train(
     if processes.is_first():
         record = take_up(output, recipe, record, resume)
     record = processes.agreed(record)
+    hub = hub_of(recipe, output) if processes.is_first() else None
     if record["status"] == "finished":
+        if hub is not None:
+            hub.finish()
         return record
+    if hub is not None:
+        hub.open()
 
     vlm = processes.shard(start_model(recipe, model), arguments)
     record["model"].update(base=base_name(vlm), init=init_record(recipe))
     if processes.is_first():
         write_text(output / "recipe.yaml", recipe.to_yaml())
     _keep(output, record)
+
+    def saved(stage: Stage, folder: Path, so_far: dict[str, Any]) -> None:
+        vlm.processor.save_pretrained(str(folder))
+        write_beside(folder, recipe.to_yaml(), _so_far(record, stage.name, so_far), model)
+        if hub is not None:
+            hub.checkpoint(folder)
+
     watch = Watch(
         Probe(
             vlm,
@@ -109,6 +123,7 @@ def train(
         recipe.dynamics,
         report,
         measured,
+        saved,
     )
     # Whoever goes on with a run reads its rows before the first process adds to them.
     processes.wait()
@@ -130,15 +145,19 @@ def train(
             "objective": objective.kind,
             "pairs": len(stage.pairs),
             "steps": trainer.state.global_step,
+            "hyperparameters": hyperparameters(trainer.args, objective),
             **details,
             "seconds": round(time.monotonic() - started, 1),
         }
         record["warnings"] += _warnings(recipe.key_of(name), record["stages"][name])
+        if not last and processes.is_first():
+            so_far = _so_far(record, name, record["stages"][name])
+            write_beside(stage.folder, recipe.to_yaml(), so_far, model)
         _keep(output, record)
         if trainer.is_deepspeed_enabled and not last:
             # Its engine has taken the model apart; the next stage gets a new one.
             vlm = _load_stage(recipe, stage.folder, arguments)
-    verdict = worst([Verdict(**stage["verdict"]) for stage in record["stages"].values()])
+    verdict = _verdict(record)
     record["verdict"] = verdict.record()
     title = f"{recipe.name}: {verdict.sentence}"
     if processes.is_first():
@@ -147,9 +166,22 @@ def train(
             plot_influence(watch.log.influence, output / "influence.png", recipe.name)
     record["status"] = "finished"
     if processes.is_first():
-        write_card(output, recipe, record, model)
+        write_card(output, record, model)
     _keep(output, record)
+    if hub is not None:
+        hub.finish()
     return record
+
+
+def _verdict(record: dict[str, Any]) -> Verdict:
+    """The worst of the stages'."""
+    return worst([Verdict(**stage["verdict"]) for stage in record["stages"].values()])
+
+
+def _so_far(record: dict[str, Any], name: str, stage: dict[str, Any]) -> dict[str, Any]:
+    """The record as it is while a stage, of which this is known, is under way or just done."""
+    partial = record | {"stages": record["stages"] | {name: stage}}
+    return partial | {"verdict": _verdict(partial).record()}
 
 
 def _keep(output: Path, record: dict[str, Any]) -> None:

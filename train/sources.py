@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from cwdpo_bench.errors import UserError
+from cwdpo_bench.errors import UserError, one_line
 from cwdpo_bench.files import sha256_of
 
 LONGEST_LINE = 64 * 2**20
@@ -252,7 +252,7 @@ def _saved(path: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"{path}: not a folder written by datasets.save_to_disk, nor of data files that "
-            f"datasets reads ({_line(error)})"
+            f"datasets reads ({one_line(error)})"
         ) from error
     if isinstance(found, datasets.DatasetDict):
         if saved or len(found) > 1:
@@ -273,7 +273,7 @@ def _from_hub(hub: HubSet) -> Any:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"{hub.name}: no such file, and no data set that the Hub or the cache gives "
-            f"({_line(error)})"
+            f"({one_line(error)})"
         ) from error
     split = next(iter(found)) if hub.split is None and len(found) == 1 else hub.split
     if split not in found:
@@ -334,8 +334,3 @@ def _bytes_in(value: Any) -> bytes | None:
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
         value = value["bytes"]
     return value if isinstance(value, bytes) else None
-
-
-def _line(error: BaseException, limit: int = 300) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[:limit] + " …"

@@ -9,7 +9,7 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.train import processes
+from cwdpo_bench.train import processes, trackers
 from cwdpo_bench.train.base import BaseTrainer
 from cwdpo_bench.train.checkpoints import (
     disk_errors,
@@ -23,7 +23,7 @@ from cwdpo_bench.train.data import Pair
 from cwdpo_bench.train.interruption import SaveOnSignal
 from cwdpo_bench.train.negatives import OnPolicyNegatives
 from cwdpo_bench.train.prepared import PreparedPairs
-from cwdpo_bench.train.recipe import Recipe, arguments_class
+from cwdpo_bench.train.recipe import HUB_SWITCHES, Recipe, arguments_class
 from cwdpo_bench.train.record import seed_of
 from cwdpo_bench.train.reference import (
     REFERENCE_FILE,
@@ -168,8 +168,9 @@ def _run_trainer(
     watch.log.forget_after(stage.name, -1 if checkpoint is None else step_of(checkpoint))
     interruption = SaveOnSignal()
     trainer.add_callback(interruption)
+    trainer.add_callback(trackers.TrackDynamics(trainer, watch.log, stage.name))
     try:
-        with disk_errors(stage.folder), memory_errors(trainer):
+        with disk_errors(stage.folder), memory_errors(trainer), trackers.tracked(trainer.args):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         interruption.release()
@@ -198,13 +199,16 @@ def training_arguments(recipe: Recipe, stage: Stage) -> TrainingArguments:
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        **recipe.trainer_arguments(stage.objective),
+        **trackers.named(recipe, stage.name, recipe.trainer_arguments(stage.objective)),
     }
+    # `train/hub.py` follows these: the Trainer would push a stage's folder, token and all.
+    keys = {key: value for key, value in keys.items() if key not in HUB_SWITCHES}
     try:
         arguments = arguments_class(stage.objective)(output_dir=str(stage.folder), **keys)
     except (ValueError, TypeError) as error:
         raise UserError(f"recipe {recipe.name}: trainer: {' '.join(str(error).split())}") from error
     processes.refuse_other_precision(arguments)
+    trackers.refuse_missing(arguments)
     return arguments
 
 

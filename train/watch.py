@@ -15,6 +15,7 @@ from cwdpo_bench.train.cooling import CoolingParameters, CoolingTracker
 from cwdpo_bench.train.data import Pair
 from cwdpo_bench.train.dynamics import DynamicsCallback, DynamicsLog
 from cwdpo_bench.train.probes import Probe
+from cwdpo_bench.train.record import hyperparameters
 from cwdpo_bench.train.residuals import PairLoss, Scores
 from cwdpo_bench.train.sections import GRPO, PPO, Dynamics, Objective
 from cwdpo_bench.train.stopping import EarlyStopping
@@ -27,6 +28,9 @@ Measured = Callable[[dict[str, Any], Verdict], None]
 
 StepReport = Callable[[str, int, int, float | None], None]
 """Called with the stage, the step, the stage's last step, and the last logged loss."""
+
+Saved = Callable[["Stage", Path, dict[str, Any]], None]
+"""Called with a checkpoint in the middle of a stage, and the record of that stage so far."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Watch:
     settings: Dynamics
     report: StepReport | None
     measured: Measured | None
+    saved: Saved | None = None
 
     def verdict(self, stage: Stage) -> Verdict:
         """On the curves of a stage so far."""
@@ -121,7 +126,8 @@ class Watch:
         tracker = [cooling] if isinstance(cooling, CoolingTracker) else []
         # It reads what was measured at the same step.
         stops = [] if stopping is None else [stopping]
-        return [*tracker, dynamics, *stops, *report]
+        saved = [] if self.saved is None else [_SavedCallback(self, stage, self.saved)]
+        return [*tracker, dynamics, *stops, *report, *saved]
 
 
 class _ReportCallback(TrainerCallback):
@@ -136,6 +142,26 @@ class _ReportCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._report(self._stage, state.global_step, state.max_steps, self._loss)
+
+
+class _SavedCallback(TrainerCallback):
+    """Passes every checkpoint on, once it is whole."""
+
+    def __init__(self, watch: Watch, stage: Stage, saved: Saved) -> None:
+        self._watch, self._stage, self._saved = watch, stage, saved
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        stage = self._stage
+        so_far = {
+            "objective": stage.objective.kind,
+            "pairs": len(stage.pairs),
+            "steps": state.global_step,
+            "hyperparameters": hyperparameters(args, stage.objective),
+            "verdict": self._watch.verdict(stage).record(),
+        }
+        self._saved(stage, Path(args.output_dir) / f"checkpoint-{state.global_step}", so_far)
 
 
 def _pushes_down(objective: Objective) -> bool:
