@@ -59,6 +59,15 @@ def test_the_records_are_small_and_whole() -> None:
         assert len(set(cells)) == len(cells)
 
 
+def test_what_two_studies_trained_scores_the_same_in_both() -> None:
+    first, again = remake.read("study")["cw-dpo"], remake.read("study-sensitivity")["cw-dpo"]
+    assert set(first) == set(again)
+    for seed, cell in again.items():
+        assert cell["scores"] == {
+            name: pytest.approx(first[seed]["scores"][name], abs=1e-6) for name in cell["scores"]
+        }
+
+
 def test_intervals_and_p_are_scipys() -> None:
     rng = np.random.default_rng(0)
     for count in (2, 3, 5, 20):

@@ -183,7 +183,7 @@ def test_every_system_gets_the_same_tries_on_validation_data(write: Callable[...
     ("name", "number"),
     [
         *(("study", 126), ("study-squeezing", 86), ("study-llava", 36)),
-        *(("study-sensitivity", 30), ("study-cooling", 12)),
+        *(("study-sensitivity", 35), ("study-cooling", 12)),
     ],
 )
 def test_the_documented_studies_are_valid_and_fair_in_steps(name: str, number: int) -> None:

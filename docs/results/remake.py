@@ -441,7 +441,7 @@ def sensitivity(squeezing: Cells, systems: Cells) -> dict[str, str]:
         "settings-differences": differences_table(
             cells, [(row, "cw-dpo") for row in SETTINGS], columns
         ),
-        "penalty": values_table(cells, SETTINGS, PENALTY),
+        "penalty": values_table(cells, ("cw-dpo", *SETTINGS), PENALTY),
         "weights": values_table(cooling, ("cooled", *weights), WEIGHTS),
         "weights-differences": differences_table(
             cooling, [(row, "cooled") for row in weights], WEIGHTS[1:]
