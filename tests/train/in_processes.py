@@ -1,4 +1,7 @@
-"""A training run as one of several processes; started by `test_processes.py`, not collected.
+"""A training run in two processes; started by `test_processes.py`, not collected.
+
+Started by a launcher this is one of them. Otherwise it loads what they need once and forks them,
+with the variables that a launcher sets: to import torch and transformers costs more than a run.
 
 accelerate spreads weights on accelerators alone. Here it is told that processes on a CPU (gloo) may
 do as those: all of its FSDP2 and of ours then runs as it would on GPUs.
@@ -8,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,5 +51,33 @@ def main(settings: dict[str, Any]) -> None:
         sys.exit(2)
 
 
+def fork(number: int) -> None:
+    """Go on as each of so many processes; this one waits for them and tells how they ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(number))
+    os.environ["LOCAL_WORLD_SIZE"] = str(number)
+    children = set()
+    for rank in range(number):
+        child = os.fork()
+        if not child:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+            return
+        children.add(child)
+    status = 0
+    while children:
+        child, ended = os.wait()
+        children.remove(child)
+        if ended and not status:
+            # The others wait for it for ever.
+            status = os.waitstatus_to_exitcode(ended)
+            for other in children:
+                os.kill(other, signal.SIGTERM)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
+    if "WORLD_SIZE" not in os.environ:
+        fork(2)
     main(json.loads(sys.argv[1]))

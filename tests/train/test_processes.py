@@ -42,7 +42,10 @@ Launch = Callable[..., Path]
 
 @pytest.fixture
 def launch(small: list[str], tiny_model_folder: Path, pairs: Path, tmp_path: Path) -> Launch:
-    """Two processes on one recipe with two pairs each; `refused` is what they must say."""
+    """Two processes on one recipe with two pairs each; `refused` is what they must say.
+
+    Without a `launcher` the script forks them itself.
+    """
 
     def start(
         recipe: str,
@@ -51,6 +54,7 @@ def launch(small: list[str], tiny_model_folder: Path, pairs: Path, tmp_path: Pat
         environment: dict[str, str] = FSDP,
         resume: bool = False,
         refused: str | None = None,
+        launcher: tuple[str, ...] = (),
     ) -> Path:
         settings = {
             "recipe": recipe,
@@ -61,7 +65,6 @@ def launch(small: list[str], tiny_model_folder: Path, pairs: Path, tmp_path: Pat
             "output": str(tmp_path / output),
             "resume": resume,
         }
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         done = subprocess.run(
             [sys.executable, *launcher, str(SCRIPT), json.dumps(settings)],
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
@@ -103,6 +106,20 @@ def _assert_same_run(one: Path, two: Path, *, atol: float = 1e-4) -> None:
         assert others[column].tolist() == pytest.approx(rows[column].tolist(), abs=1e-3), column
 
 
+def test_a_step_with_spread_weights_is_that_of_one_process(
+    launch: Launch, run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """The least that shows it; what the slow tests compare takes them a minute."""
+    few = ["trainer.max_steps=1", "dynamics.pairs=2"]
+    few += ["dynamics.answers.pairs=0", "dynamics.influence.pairs=0", "data.pixel_cache_gb=0"]
+    two = launch("sft", *few)
+    run("sft", *few, output="one")
+    _assert_same_run(tmp_path / "one", two)
+    record = json.loads((two / "provenance.json").read_text())
+    assert record["processes"] == {"count": 2, "sharded": True}
+
+
+@pytest.mark.slow
 def test_spread_weights_give_the_losses_of_one_process(
     launch: Launch, run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -153,7 +170,8 @@ def test_two_whole_models_are_one(
     recipe: str, launch: Launch, run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     settings = [*SHARED, "trainer.max_steps=4"]
-    two = launch(recipe, *settings, environment={})
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    two = launch(recipe, *settings, environment={}, launcher=torchrun)
     run(recipe, *settings, output="one")
     _assert_same_run(tmp_path / "one", two)
     record = json.loads((two / "provenance.json").read_text())
