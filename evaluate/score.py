@@ -55,8 +55,8 @@ def score_captions_files(
 
     Raises:
         UserError: an unknown task, a file that is missing or of another layout, an image without
-            prediction or a prediction without image, a doubled id, an empty caption, a broken
-            `JAVA_HOME`, or an output folder of another run or that is being written.
+            prediction or a prediction without image, a doubled id, a caption that is no text, a
+            broken `JAVA_HOME`, or an output folder of another run or that is being written.
     """
     if task not in CAPTION_TASKS:
         raise UserError(f"unknown caption task {task!r}; {nearest(task, CAPTION_TASKS)}")

@@ -54,7 +54,7 @@ def read_references(path: Path, *, with_domain: bool) -> list[CaptionSample]:
         name = _id(annotation, "image_id", where)
         if name not in captions:
             raise UserError(f"{where}: image_id {name} is not among 'images'")
-        captions[name].append(_caption(annotation, f"{where} (image_id {name})"))
+        captions[name].append(_text(annotation, "caption", f"{where} (image_id {name})"))
     if bare := [name for name, texts in captions.items() if not texts]:
         raise UserError(f"{path}: no reference for image id {some_of(bare)}; add its annotations")
     return [
@@ -74,14 +74,14 @@ def read_predictions(path: Path) -> dict[str, str]:
     """Captions by image id from a file in COCO's result form.
 
     Raises:
-        UserError: the file is missing or of another layout, an id is doubled, a caption is empty.
+        UserError: the file is missing or of another layout, an id is doubled, a caption is no text.
     """
     captions: dict[str, str] = {}
     for where, record in _records(read_json(path), str(path)):
         name = _id(record, "image_id", where)
         if name in captions:
             raise UserError(f"{where}: image_id {name} is doubled; leave one caption an image")
-        captions[name] = _caption(record, f"{where} (image_id {name})")
+        captions[name] = _said(record, f"{where} (image_id {name})")
     return captions
 
 
@@ -92,12 +92,12 @@ def read_candidates(path: Path) -> list[dict[str, Any]]:
         The records in the file's order, `image_id` as text.
 
     Raises:
-        UserError: the file is missing or of another layout, or a caption is empty.
+        UserError: the file is missing or of another layout, or a caption is no text.
     """
     records = []
     for where, record in _records(read_json(path), str(path)):
         name = _id(record, "image_id", where)
-        caption = _caption(record, f"{where} (image_id {name})")
+        caption = _said(record, f"{where} (image_id {name})")
         records.append({**record, "image_id": name, "caption": caption})
     return records
 
@@ -254,8 +254,12 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
     return _encodable(value, f"{where}: {key!r}")
 
 
-def _caption(record: dict[str, Any], where: str) -> str:
-    return _text(record, "caption", where)
+def _said(record: dict[str, Any], where: str) -> str:
+    """A model's caption: it may be empty, and then scores as the empty reply of a run does."""
+    value = record.get("caption")
+    if not isinstance(value, str):
+        raise UserError(f"{where}: 'caption' must be a text, not {value!r}")
+    return _encodable(value, f"{where}: 'caption'")
 
 
 def _encodable(text: str, where: str) -> str:

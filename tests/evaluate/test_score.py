@@ -119,11 +119,12 @@ def test_an_unknown_task_is_refused_with_the_nearest(
             [prediction(1), prediction("1"), prediction(2), prediction(3)],
             r"predictions\.json\[1\]: image_id 1 is doubled",
         ),
-        ([prediction(1, "")], r"\[0\] \(image_id 1\): 'caption' must be a non-empty text, not ''"),
-        ([prediction(1, " \n")], r"\(image_id 1\): 'caption' must be a non-empty text"),
-        ([{"image_id": 1, "caption": 5}], r"'caption' must be a non-empty text, not 5"),
-        ([{"image_id": 1, "caption": None}], r"'caption' must be a non-empty text, not None"),
-        ([{"image_id": 1, "caption": ["a"]}], r"'caption' must be a non-empty text, not \['a'\]"),
+        (
+            [{"image_id": 1, "caption": 5}],
+            r"\[0\] \(image_id 1\): 'caption' must be a text, not 5",
+        ),
+        ([{"image_id": 1, "caption": None}], r"'caption' must be a text, not None"),
+        ([{"image_id": 1, "caption": ["a"]}], r"'caption' must be a text, not \['a'\]"),
         ('[{"image_id": 1, "caption": "\\ud83d"}]', r"'caption' is not valid Unicode"),
         ([prediction(1), {"image_id": 2}], r"\[1\] \(image_id 2\): 'caption' must be"),
         ([{"caption": "a"}], r"\[0\]: 'image_id' must be a whole number or a text, not None"),
@@ -228,6 +229,17 @@ def test_the_replies_of_a_run_without_results_are_kept(
     with pytest.raises(UserError, match=r"replies\.sqlite: holds the replies of a run"):
         score_captions_files("coco", predictions, references, output)
     assert [path.name for path in output.iterdir()] == ["replies.sqlite"]
+
+
+def test_an_empty_caption_scores_nothing_and_stops_nothing(
+    files: Callable[..., tuple[Path, Path, Path]],
+) -> None:
+    paths = files(predictions=[prediction(1), prediction(2, ""), prediction(3, " \n")])
+    score_captions_files("coco", *paths)
+    rows = read_run(paths[2]).samples("coco").set_index("id")
+    assert rows.loc["1", "METEOR"] > 0
+    for empty in ("2", "3"):
+        assert rows.loc[empty, "METEOR"] == rows.loc[empty, "CIDEr"] == 0
 
 
 def test_the_output_of_another_run_is_kept(files: Callable[..., tuple[Path, Path, Path]]) -> None:
@@ -412,7 +424,7 @@ def test_every_candidate_gets_its_own_values(
     ("predictions", "match"),
     [
         ([prediction(1), prediction(9)], "no reference for image id 9"),
-        ([prediction(1, " ")], r"predictions.json\[0\].*caption"),
+        ([{"image_id": 1, "caption": 1}], r"predictions.json\[0\].*caption"),
         ([{**prediction(1), "CIDEr": 1}], "record 0: key 'CIDEr' names a metric"),
         ([], "list of objects"),
     ],
