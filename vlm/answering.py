@@ -23,6 +23,7 @@ from cwdpo_bench.vlm.batch import (
     completion_ids,
     encode_prompts,
 )
+from cwdpo_bench.vlm.cpu import fast_on_cpu
 from cwdpo_bench.vlm.decoding import Greedy, branch, greedy
 from cwdpo_bench.vlm.logprobs import completion_statistics, sequence_logps
 from cwdpo_bench.vlm.model import VLM, evaluating
@@ -113,16 +114,17 @@ def answer_batch(
     """
     if completions is not None:
         refuse_other_vocabulary(vlm, reference)
-    if packing_refusal(vlm.model) is None:
-        inputs = with_positions(vlm.model, inputs)
-    read = _greedy_within(vlm, inputs, max_new_tokens)
-    logps: list[np.ndarray | None] = [None] * len(prompts)
-    scores: list[TokenScores | None] = [None] * len(prompts)
-    if options is not None:
-        ids = [[] if texts is None else option_ids(vlm.tokenizer, texts) for texts in options]
-        logps = _option_logps(vlm, prompts, inputs, read, ids)
-    if completions is not None:
-        scores = [*_completion_scores(vlm, prompts, inputs, read, completions, reference)]
+    with fast_on_cpu(vlm.model):
+        if packing_refusal(vlm.model) is None:
+            inputs = with_positions(vlm.model, inputs)
+        read = _greedy_within(vlm, inputs, max_new_tokens)
+        logps: list[np.ndarray | None] = [None] * len(prompts)
+        scores: list[TokenScores | None] = [None] * len(prompts)
+        if options is not None:
+            ids = [[] if texts is None else option_ids(vlm.tokenizer, texts) for texts in options]
+            logps = _option_logps(vlm, prompts, inputs, read, ids)
+        if completions is not None:
+            scores = [*_completion_scores(vlm, prompts, inputs, read, completions, reference)]
     texts = vlm.tokenizer.batch_decode(read.ids, skip_special_tokens=True)
     return [
         Generation(text.strip(), len(ids), logp, score)

@@ -83,15 +83,21 @@ def token_statistics(
     blocks = []
     for start in range(0, len(targets), rows):
         part = slice(start, start + rows)
-        if torch.is_grad_enabled() and len(targets) > rows:
-            # Recomputing a block's logits in the backward pass keeps one block alive, not all.
-            logps = checkpoint(_logps, hidden[part], head, targets[part], use_reentrant=False)
-            block = TokenStatistics(logps)
+        wanted = statistics or other is not None
+        second = None if other is None else Distribution(other.hidden[part], other.head)
+        if not torch.is_grad_enabled() and wanted:
+            block = _all_statistics(head(hidden[part]), targets[part], second)
         else:
-            block = TokenStatistics(_logps(hidden[part], head, targets[part]))
-        if statistics or other is not None:
-            second = None if other is None else Distribution(other.hidden[part], other.head)
-            block = _with_statistics(block, hidden[part], head, second)
+            if torch.is_grad_enabled() and len(targets) > rows:
+                # Recomputing a block's logits in the backward pass keeps one block alive, not all.
+                logps = checkpoint(_logps, hidden[part], head, targets[part], use_reentrant=False)
+            else:
+                logps = _logps(hidden[part], head, targets[part])
+            block = TokenStatistics(logps)
+            if wanted:
+                with torch.no_grad():
+                    every = _all_statistics(head(hidden[part]), targets[part], second)
+                block = every._replace(logps=logps)
         blocks.append(block)
     columns: list[Any] = [
         None if column[0] is None else torch.cat(column) for column in zip(*blocks, strict=True)
@@ -104,16 +110,18 @@ def _logps(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Ten
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-@torch.no_grad()
-def _with_statistics(
-    block: TokenStatistics, hidden: torch.Tensor, head: Head, other: Distribution | None
+def _all_statistics(
+    logits: torch.Tensor, targets: torch.Tensor, other: Distribution | None
 ) -> TokenStatistics:
-    log_p = head(hidden).float().log_softmax(-1)
+    """Of logits [n, V], without gradient."""
+    logits = logits.float()
+    log_p = logits - logits.logsumexp(-1, keepdim=True)
     p = log_p.exp()
     top1_probability, top1_id = p.max(-1)
     # A token of probability 0 has log-probability -inf, and 0 · inf is not a number.
     entropy = -(p * log_p.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
-    block = block._replace(
+    block = TokenStatistics(
+        logps=log_p.gather(-1, targets[:, None]).squeeze(-1),
         entropy=entropy,
         top1_probability=top1_probability,
         top1_id=top1_id,

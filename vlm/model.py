@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.vlm.cpu import ready_for_cpu
 from cwdpo_bench.vlm.quantized import (
     four_bits,
     is_quantized,
@@ -145,6 +146,7 @@ def load_vlm(
     model.to(device).eval()
     multiply_patches(model)
     batch_windows(model)
+    ready_for_cpu(model)
     return VLM(model=model, processor=processor, name=name)
 
 

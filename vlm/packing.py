@@ -23,12 +23,13 @@ from cwdpo_bench.vlm.batch import (
     merge_prompts,
     pad_completions,
 )
+from cwdpo_bench.vlm.cpu import ATTENTION
 from cwdpo_bench.vlm.model import VLM
 
 PACKED_FAMILIES = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
 """Model types whose packed rows are tested to equal plain rows."""
 
-_MASKED_ATTENTION = {"sdpa", "eager"}
+_MASKED_ATTENTION = {"sdpa", "eager", ATTENTION}
 _PROMPT = 1
 
 

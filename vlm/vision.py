@@ -11,7 +11,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionPatchEmbed,
@@ -20,6 +19,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from cwdpo_bench.vlm.batch import PER_TOKEN, EncodedPrompt
+from cwdpo_bench.vlm.cpu import attend, multiply
 from cwdpo_bench.vlm.sharding import is_sharded
 
 IMAGE_EMBEDDINGS = "image_embeddings"
@@ -92,7 +92,7 @@ def multiply_patches(model: Any) -> None:
 
 def _by_product(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     kernel = self.proj.weight.flatten(1)
-    return linear(hidden_states.view(-1, kernel.shape[1]).to(kernel.dtype), kernel)
+    return multiply(hidden_states.view(-1, kernel.shape[1]).to(kernel.dtype), kernel)
 
 
 def batch_windows(model: Any) -> None:
@@ -126,7 +126,7 @@ def _by_length(
         rows = starts[:, None] + torch.arange(length, device=starts.device)
         # [windows, heads, length, d]
         q, k, v = (states[rows].transpose(1, 2) for states in (query, key, value))
-        together = scaled_dot_product_attention(q, k, v, scale=self.scaling)
+        together = attend(q, k, v, self.scaling)
         attended = attended.index_put((rows,), together.transpose(1, 2))
     output: torch.Tensor = self.proj(attended.flatten(1))
     return output
