@@ -5,7 +5,7 @@ is, its reference scores too: policy and reference must round alike.
 
 - PyTorch hands fp32 products to MKL, which leaves AVX-512 unused on processors of other makers.
   oneDNN, which PyTorch brings along and uses for bf16, is 2.2 times as fast there.
-- The fused attention for CPUs takes two to eight times as long in bf16 as the two products and the
+- The fused attention for CPUs takes two to nine times as long in bf16 as the two products and the
   fp32 softmax that it stands for, until these fill the cache.
 """
 
