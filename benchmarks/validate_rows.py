@@ -2,7 +2,8 @@
 
     python benchmarks/validate_rows.py [--rows 1000000] [--repeats 3] [--smoke]
 
-Each side in fresh processes, by turns, medians told. `datasets` is `load_dataset("json")` into an
+Each side in fresh processes, by turns, medians told; seconds are the processor's, so that other
+work on the machine matters little. `datasets` is `load_dataset("json")` into an
 empty cache and a Python loop that looks whether the answers are there and differ, the least that a
 check must do; ours are all checks of `train/pairs.py`. Peak memory is the process's resident
 set at its largest above what it is after the imports.
@@ -29,7 +30,7 @@ IMAGES = 1000
 SIDES = {
     "check, texts": "what `negatives check --without-images` does: nothing is held",
     "check, texts and image headers": f"the same with images: {IMAGES} files, each in many rows",
-    "read_pairs, texts": "what `train` does before it opens images: all pairs are held",
+    "read_pairs, texts": "what `train` does before it opens images: all pairs are kept in a file",
     "datasets": "load_dataset('json'), then the loop",
     "datasets, streaming": "load_dataset('json', streaming=True), the same loop",
 }
@@ -66,7 +67,7 @@ def one_side(side: str, path: Path) -> None:
 
     datasets.disable_progress_bars()
     before = _peak()
-    started = time.perf_counter()
+    started = time.process_time()
     if side.startswith("check"):
         rows = check_file(path, with_images=side.endswith("headers"))["good"]
     elif side.startswith("read_pairs"):
@@ -85,7 +86,7 @@ def one_side(side: str, path: Path) -> None:
             for row in table:
                 chosen, rejected = row["chosen"].strip(), row["rejected"].strip()
                 rows += bool(row["prompt"].strip() and chosen and chosen != rejected)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     print(json.dumps({"rows": rows, "seconds": seconds, "mib": (_peak() - before) / 2**10}))
 
 

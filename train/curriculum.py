@@ -7,9 +7,12 @@ keep the order of the data. Each pass over the pairs takes them in the same orde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from cwdpo_bench.train.data import Pair
+from cwdpo_bench.train.kept_pairs import taken
 from cwdpo_bench.train.reference import Reference
 from cwdpo_bench.train.sections import Data
 from cwdpo_bench.train.terms import SequenceScores
@@ -31,10 +34,10 @@ def curriculum_order(scores: Reference, settings: Data) -> list[int]:
 
 
 def reordered(
-    pairs: list[Pair], reference: Reference | None, order: list[int]
-) -> tuple[list[Pair], Reference | None]:
+    pairs: Sequence[Pair], reference: Reference | None, order: list[int]
+) -> tuple[Sequence[Pair], Reference | None]:
     """Pairs and their reference scores in a new order."""
-    moved = [pairs[i] for i in order]
+    moved = taken(pairs, order)
     if reference is None:
         return moved, None
     return moved, {

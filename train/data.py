@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.train.kept_pairs import KeptPairs, keep_pairs, taken
 from cwdpo_bench.train.layouts import AUTO, UnknownLayout, as_pair_row
 from cwdpo_bench.train.pairs import Pair, normalized, pair_of
 from cwdpo_bench.train.row_images import ImageSource, Masked, RowImages
@@ -37,14 +38,14 @@ class PreferenceData:
     """The rows of one file, in order.
 
     Attributes:
-        pairs: the good rows.
+        pairs: the good rows, which lie in a file and not in memory.
         dropped: reason and number of the bad rows that were skipped.
         fingerprint: SHA-256 of the file's bytes.
         layouts: what the rows were taken for, and how many.
         rows: on request the rows that the pairs were made of, their fields by our names.
     """
 
-    pairs: list[Pair]
+    pairs: KeptPairs
     dropped: dict[str, int]
     fingerprint: str
     layouts: dict[str, int]
@@ -60,6 +61,7 @@ def read_pairs(
     keep_rows: bool = False,
     image_root: Path | None = None,
     layout: str = AUTO,
+    folder: Path | None = None,
 ) -> PreferenceData:
     """Read and check a preference file without decoding its images.
 
@@ -72,22 +74,27 @@ def read_pairs(
         keep_rows: whether the rows are wanted beside the pairs.
         image_root: what image paths are relative to and may not leave; default the file's folder.
         layout: of the rows, see `train/layouts.py`; by default told by each row's fields.
+        folder: where the pairs lie meanwhile; the system's temporary folder by default.
 
     Raises:
         UserError: the file is missing or unreadable, a row is bad (line, field, reason), two rows
-            share an id, or no good row is left.
+            share an id, or no good row is left; the pairs' folder is full.
     """
     reading = Reading(path, on_bad_row, need_rejected, with_images, image_root, layout)
-    pairs, rows = [], []
-    for pair, row in reading.pairs():
-        pairs.append(pair)
-        if keep_rows:
-            if any(_has_cell(value) for value in row.values()):
-                raise UserError(
-                    f"{pair.where}: the images stand in the table as bytes; rows can be written on "
-                    "only where images are files beside them"
-                )
-            rows.append(row)
+    rows: list[dict[str, Any]] = []
+
+    def checked() -> Iterator[Pair]:
+        for pair, row in reading.pairs():
+            if keep_rows:
+                if any(_has_cell(value) for value in row.values()):
+                    raise UserError(
+                        f"{pair.where}: the images stand in the table as bytes; rows can be "
+                        "written on only where images are files beside them"
+                    )
+                rows.append(row)
+            yield pair
+
+    pairs = keep_pairs(checked(), folder)
     return PreferenceData(
         pairs, dict(reading.dropped), fingerprint(path), dict(reading.layouts), rows
     )
@@ -185,7 +192,9 @@ class _Ids:
             self._places[identity] = int(number) if number.isdecimal() else number
 
 
-def split_stages(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+def split_stages(
+    pairs: Sequence[Pair], share: float, seed: int
+) -> tuple[Sequence[Pair], Sequence[Pair]]:
     """Two disjoint parts for the two stages (SPEC 1: 75 % and 25 %), drawn by `seed`.
 
     Raises:
@@ -197,4 +206,4 @@ def split_stages(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair]
     if not 0 < cut < len(pairs):
         raise UserError(f"{len(pairs)} pairs cannot be split into two stages; bring more rows")
     first, second = sorted(order[:cut]), sorted(order[cut:])
-    return [pairs[i] for i in first], [pairs[i] for i in second]
+    return taken(pairs, first), taken(pairs, second)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from cwdpo_bench.errors import UserError, nearest
@@ -38,7 +39,7 @@ def as_pair_row(row: Row, layout: str = AUTO) -> tuple[str, Row]:
     """
     keys = row.keys()
     if layout == AUTO:
-        layout = next(name for name, known in LAYOUTS.items() if known.fits(keys))
+        layout = _told(tuple(row))
     elif missing := LAYOUTS[layout].needs - keys:
         raise UnknownLayout(
             f"field {min(missing)}: missing; a row of {layout} has "
@@ -47,6 +48,12 @@ def as_pair_row(row: Row, layout: str = AUTO) -> tuple[str, Row]:
     if "img_path" in keys and not {"image", "images"} & keys:
         row = _renamed(row, img_path="image")
     return layout, LAYOUTS[layout].convert(row)
+
+
+@lru_cache(maxsize=1024)
+def _told(fields: tuple[str, ...]) -> str:
+    """The first layout that a row with these fields fits; a source's rows have the same ones."""
+    return next(name for name, known in LAYOUTS.items() if known.fits(set(fields)))
 
 
 def checked_layout(name: str, option: str) -> str:

@@ -63,7 +63,7 @@ class PPOTrainer(BaseTrainer):
         *,
         objective: PPO,
         vlm: VLM,
-        pairs: list[Pair],
+        pairs: Sequence[Pair],
         prepared: PreparedPairs,
         reward: RewardFunction,
         args: Any,

@@ -1,19 +1,22 @@
 """What every step needs of the pairs and no step changes, made once: tokens, pixels, embeddings.
 
-Tokens stay in memory. Images lie in one memory-mapped file as the processor leaves them, in the
-model's precision, or, where the vision tower is frozen, as the embeddings it makes of them, so that
-training skips both. The file is bounded: images beyond the bound are prepared in each step.
+Prompts' tokens lie in a file; of the answers' the last ones stay in memory. Images lie in one
+memory-mapped file as the processor leaves them, in the model's precision, or, where the vision
+tower is frozen, as the embeddings it makes of them, so that training skips both. That file is
+bounded: images beyond the bound are prepared in each step.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import mmap
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +24,8 @@ import torch
 
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.train import processes
-from cwdpo_bench.train.data import Pair
+from cwdpo_bench.train.data import ImageSource, Pair
+from cwdpo_bench.train.kept_pairs import Records
 from cwdpo_bench.vlm import (
     VLM,
     EncodedPrompt,
@@ -34,6 +38,9 @@ from cwdpo_bench.vlm import (
 from cwdpo_bench.vlm.batch import PER_TOKEN, completion_ids
 
 logger = logging.getLogger(__name__)
+
+ANSWERS_KEPT = 2**16
+"""Answers whose tokens stay in memory; others are tokenized again, a small part of a step."""
 
 
 class _Place(NamedTuple):
@@ -75,12 +82,14 @@ class PreparedPairs:
         self._vlm, self._autocast = vlm, autocast
         self.packed = packing_refusal(vlm.model) is None
         self.embedded = embedding_refusal(vlm.model) is None
-        self._tokens: dict[tuple[Any, str], EncodedPrompt] = {}
-        self._places: dict[Any, dict[str, _Place]] = {}
-        self._answers: dict[str, list[int]] = {}
+        # By the key of a prompt, or of its images: where its record lies.
+        self._tokens: dict[bytes, int] = {}
+        self._places: dict[bytes, int] = {}
+        self._answer = lru_cache(ANSWERS_KEPT)(lambda text: completion_ids(vlm.tokenizer, text))
         self._bytes, self._left_out = 0, 0
         self._map: mmap.mmap | None = None
         folder = folder or Path(tempfile.gettempdir())
+        self._records = Records(folder)
         # Every process keeps a file of its own.
         self._limit = min(limit, shutil.disk_usage(folder).free / 2) / processes.count()
         training = vlm.model.training
@@ -90,6 +99,7 @@ class PreparedPairs:
             for pair in pairs:
                 self._keep(pair)
             self._file.flush()
+            self._records.flush()
         except OSError as error:
             raise UserError(
                 f"{folder}: prepared images cannot be written ({error.strerror}); free space or "
@@ -138,19 +148,17 @@ class PreparedPairs:
         ]
 
     def _is_kept(self, pair: Pair) -> bool:
-        tokens = (pair.images, pair.prompt) in self._tokens
-        return tokens and (not pair.images or pair.images in self._places)
+        tokens = _key(pair.images, pair.prompt) in self._tokens
+        return tokens and (not pair.images or _key(pair.images) in self._places)
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer, the end-of-turn token behind them."""
-        if text not in self._answers:
-            self._answers[text] = completion_ids(self._vlm.tokenizer, text)
-        return self._answers[text]
+        return self._answer(text)
 
     def length(self, pair: Pair) -> int:
         """Tokens of a pair: prompt, chosen and rejected answer."""
-        key = (pair.images, pair.prompt)
-        prompt = self._tokens[key] if key in self._tokens else self._encode(pair)
+        record = self._tokens.get(_key(pair.images, pair.prompt))
+        prompt = self._encode(pair) if record is None else self._records[record]
         answers = [pair.chosen] if pair.rejected is None else [pair.chosen, pair.rejected]
         return int(prompt["input_ids"].shape[1]) + sum(len(self.answer(text)) for text in answers)
 
@@ -159,12 +167,15 @@ class PreparedPairs:
         return with_positions(self._vlm.model, prompt) if self.packed else prompt
 
     def _keep(self, pair: Pair) -> None:
-        key = (pair.images, pair.prompt)
+        key, images_key = _key(pair.images, pair.prompt), _key(pair.images)
         if key in self._tokens:
             return
         prompt = self._encode(pair)
-        self._tokens[key] = {name: value for name, value in prompt.items() if name in PER_TOKEN}
-        if not pair.images or pair.images in self._places:
+        self._tokens[key] = self._records.add(
+            # PyTorch's own way of writing small tensors takes ten times as long.
+            {name: value.numpy() for name, value in prompt.items() if name in PER_TOKEN}
+        )
+        if not pair.images or images_key in self._places:
             return
         if self.embedded:
             with self._autocast():
@@ -180,7 +191,9 @@ class PreparedPairs:
         if self._bytes + size > self._limit:
             self._left_out += 1
             return
-        self._places[pair.images] = {name: self._append(value) for name, value in images.items()}
+        self._places[images_key] = self._records.add(
+            {name: self._append(value) for name, value in images.items()}
+        )
 
     def _append(self, value: torch.Tensor) -> _Place:
         place = _Place(self._bytes, value.shape, value.dtype)
@@ -190,13 +203,26 @@ class PreparedPairs:
         return place
 
     def _load(self, pair: Pair) -> EncodedPrompt:
-        prompt = dict(self._tokens[pair.images, pair.prompt])
-        for name, place in self._places.get(pair.images, {}).items():
+        tokens = self._records[self._tokens[_key(pair.images, pair.prompt)]]
+        prompt = {name: torch.from_numpy(value) for name, value in tokens.items()}
+        record = self._places.get(_key(pair.images))
+        places = {} if record is None else self._records[record]
+        for name, place in places.items():
             flat = torch.frombuffer(
                 self._map, dtype=place.dtype, count=place.shape.numel(), offset=place.offset
             )
             prompt[name] = flat.view(place.shape)
         return prompt
+
+
+def _key(images: Sequence[ImageSource], prompt: str | None = None) -> bytes:
+    """Names a prompt's images, and the prompt under them where there is one."""
+    digest = hashlib.blake2b(digest_size=16)
+    for source in images:
+        digest.update(b"image" + (source if isinstance(source, bytes) else repr(source).encode()))
+    if prompt is not None:
+        digest.update(b"prompt" + prompt.encode())
+    return digest.digest()
 
 
 def _aligned(size: int) -> int:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.files import write_json, write_text
+from cwdpo_bench.files import existing_parent, write_json, write_text
 from cwdpo_bench.train import processes
 from cwdpo_bench.train.card import write_beside, write_card
 from cwdpo_bench.train.checkpoints import save
 from cwdpo_bench.train.data import Pair, read_pairs, split_stages
 from cwdpo_bench.train.dynamics import DynamicsLog
 from cwdpo_bench.train.hub import hub_of
+from cwdpo_bench.train.kept_pairs import KeptPairs
 from cwdpo_bench.train.plots import plot_dynamics, plot_influence
 from cwdpo_bench.train.prepared import PreparedPairs
 from cwdpo_bench.train.probes import Probe
@@ -83,6 +85,8 @@ def train(
         need_rejected=rejected,
         image_root=_image_root(recipe),
         layout=recipe.data.format,
+        # Where a checkpoint has room, there is room for its pairs.
+        folder=existing_parent(output),
     )
     pairs, probe_pairs = _hold_out(recipe, rows.pairs, probe)
     record = new_record(recipe, model_name or model, data, rows, probe)
@@ -209,21 +213,21 @@ def _warnings(key: str, record: dict[str, Any]) -> list[str]:
 
 
 def _prepare(
-    recipe: Recipe, vlm: VLM, pairs: list[Pair], output: Path, arguments: TrainingArguments
+    recipe: Recipe, vlm: VLM, pairs: Sequence[Pair], output: Path, arguments: TrainingArguments
 ) -> PreparedPairs:
     """Tokens and images of all stages' pairs, made once."""
     views = {view for stage in recipe.stages().values() for view in needed_views(stage)}
     images = {OWN, *by_image(sorted(views), contrast=has_image_contrast(pairs))}
     return PreparedPairs(
         vlm,
-        [under_image(pair, image) for image in sorted(images) for pair in pairs],
+        (under_image(pair, image) for image in sorted(images) for pair in pairs),
         limit=recipe.data.pixel_cache_gb * 2**30,
         folder=output,
         autocast=lambda: autocast_of(arguments),
     )
 
 
-def _share_out(recipe: Recipe, pairs: list[Pair]) -> dict[str, list[Pair]]:
+def _share_out(recipe: Recipe, pairs: Sequence[Pair]) -> dict[str, Sequence[Pair]]:
     if len(recipe.stages()) == 1 or recipe.data.stages == "shared":
         return dict.fromkeys(recipe.stages(), pairs)
     first, second = split_stages(pairs, recipe.data.stage1_share, seed_of(recipe))
@@ -235,8 +239,8 @@ def _image_root(recipe: Recipe) -> Path | None:
 
 
 def _hold_out(
-    recipe: Recipe, pairs: list[Pair], probe: Path | None
-) -> tuple[list[Pair], list[Pair]]:
+    recipe: Recipe, pairs: KeptPairs, probe: Path | None
+) -> tuple[Sequence[Pair], Sequence[Pair]]:
     """Training pairs and probe pairs, which never overlap."""
     limit = recipe.dynamics.pairs
     if probe is not None:
@@ -249,5 +253,5 @@ def _hold_out(
             "with --probe"
         )
     held_out = set(random.Random(seed_of(recipe)).sample(range(len(pairs)), size))
-    train_pairs = [pair for i, pair in enumerate(pairs) if i not in held_out]
-    return train_pairs, [pairs[i] for i in sorted(held_out)]
+    rest = [i for i in range(len(pairs)) if i not in held_out]
+    return pairs.take(rest), pairs.take(sorted(held_out))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import TrainerCallback, TrainingArguments
 
 from cwdpo_bench.train.base import BaseTrainer
@@ -16,7 +18,7 @@ from cwdpo_bench.vlm import VLM
 def sampled_trainer(
     objective: PPO | GRPO,
     vlm: VLM,
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     prepared: PreparedPairs,
     arguments: TrainingArguments,
     callbacks: list[TrainerCallback],

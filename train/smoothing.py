@@ -35,7 +35,7 @@ def wants_threshold(objective: Objective) -> bool:
 
 def sample_for_threshold(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     """The pairs from which `auto` takes C, in a random order."""
-    return random.Random(seed).sample(list(pairs), min(AUTO_PAIRS, len(pairs)))
+    return random.Random(seed).sample(pairs, min(AUTO_PAIRS, len(pairs)))
 
 
 def with_threshold(objective: Objective, rejected: SequenceScores, batch_size: int) -> Objective:

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -76,7 +76,7 @@ def rows_of(data: Path) -> Placed:
         UserError: nothing is there, or it is no preference data.
     """
     if data.is_dir():
-        return _dataset_rows(data, _saved(data))
+        return _dataset_rows(data, data)
     if data.is_file():
         if data.suffix == ".parquet":
             return _parquet_rows(data)
@@ -87,7 +87,7 @@ def rows_of(data: Path) -> Placed:
         raise UserError(f"{data}: not .jsonl, .parquet or a datasets folder")
     if (hub := hub_set(data)) is None:
         raise UserError(f"{data}: no such preference data")
-    return _dataset_rows(data, _from_hub(hub))
+    return _dataset_rows(data, hub)
 
 
 def hub_set(data: Path) -> HubSet | None:
@@ -296,18 +296,22 @@ def _undecoded(data: Any) -> Any:
     return data
 
 
-def _dataset_rows(path: Path, data: Any) -> Placed:
-    for number, row in enumerate(data, start=1):
-        yield f"{path}: row {number}", _with_cells(row, _DatasetCell(data, number - 1))
+def _opened(source: Path | HubSet) -> Any:
+    return _saved(source) if isinstance(source, Path) else _from_hub(source)
+
+
+def _dataset_rows(path: Path, source: Path | HubSet) -> Placed:
+    for number, row in enumerate(_opened(source), start=1):
+        yield f"{path}: row {number}", _with_cells(row, _DatasetCell(source, number - 1))
 
 
 @dataclass(frozen=True)
 class _DatasetCell:
-    data: Any
+    source: Path | HubSet
     place: int
 
     def __call__(self, column: str, item: int | None) -> bytes:
-        value = self.data[self.place][column]
+        value = _opened(self.source)[self.place][column]
         return _bytes_in(value if item is None else value[item]) or b""
 
 
@@ -319,7 +323,7 @@ def _with_cells(row: Fields, read: Callable[[str, int | None], bytes]) -> Fields
 
     def cell(value: Any, column: str, item: int | None) -> Any:
         data = _bytes_in(value)
-        return value if data is None else Cell(data, lambda: read(column, item))
+        return value if data is None else Cell(data, partial(read, column, item))
 
     return {
         column: [cell(one, column, item) for item, one in enumerate(value)]

@@ -70,7 +70,7 @@ def train_stage(
         return sampled, tokens | watch.outcome(sampled, stage, dynamics, stopping)
     batch_size = arguments.per_device_train_batch_size
 
-    def score(pairs: list[Pair], views: Sequence[str]) -> Reference:
+    def score(pairs: Sequence[Pair], views: Sequence[str]) -> Reference:
         return reference_scores(
             vlm,
             pairs,
@@ -80,7 +80,7 @@ def train_stage(
             autocast=lambda: autocast_of(arguments),
         )
 
-    def score_and_keep(pairs: list[Pair], views: Sequence[str]) -> Reference:
+    def score_and_keep(pairs: Sequence[Pair], views: Sequence[str]) -> Reference:
         precision = _precision(vlm, arguments, prepared)
         return kept_reference(
             stage.folder / REFERENCE_FILE,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from cwdpo_bench.train.corrections import usable_pairs, with_own_answers
 from cwdpo_bench.train.data import Pair
+from cwdpo_bench.train.kept_pairs import taken
 from cwdpo_bench.train.negatives import filter_pairs, sample_answers, without
 from cwdpo_bench.train.reference import Reference
 from cwdpo_bench.train.sections import OPADPO, OPASFT, Objective
@@ -19,7 +20,7 @@ from cwdpo_bench.train.smoothing import sample_for_threshold, wants_threshold, w
 from cwdpo_bench.train.terms import needed_views, needs_reference
 from cwdpo_bench.vlm import VLM
 
-Scorer = Callable[[list[Pair], Sequence[str]], Reference]
+Scorer = Callable[[Sequence[Pair], Sequence[str]], Reference]
 """Scores of pairs, of the given views, under the policy that the stage starts from."""
 
 
@@ -35,7 +36,7 @@ class StageData(NamedTuple):
     """
 
     objective: Objective
-    pairs: list[Pair]
+    pairs: Sequence[Pair]
     reference: Reference | None
     easy_below: float | None
     record: dict[str, Any]
@@ -44,7 +45,7 @@ class StageData(NamedTuple):
 def stage_data(
     key: str,
     objective: Objective,
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     vlm: VLM,
     *,
     folder: Path,
@@ -89,7 +90,7 @@ def stage_data(
     if (rule := getattr(objective, "filter", None)) is not None:
         scores = reference or score(pairs, ["rejected"])
         kept = filter_pairs(pairs, scores["rejected"].mean_logp, rule)
-        pairs = [pairs[place] for place in kept.places]
+        pairs = taken(pairs, kept.places)
         reference = None if reference is None else without(reference, kept)
         easy_below = kept.easy_below
         record["filter"] = {

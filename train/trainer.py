@@ -5,7 +5,7 @@ The loop, checkpoints, schedules, accelerate back ends and loggers are the Train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -106,7 +106,7 @@ def autocast_of(arguments: TrainingArguments) -> AbstractContextManager[Any]:
 @torch.no_grad()
 def reference_scores(
     vlm: VLM,
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     batch_size: int,
     views: Sequence[str] = ("chosen", "rejected"),
     *,
@@ -182,6 +182,39 @@ class _EpochOf(TrainerCallback):
         self._sampler.set_epoch(int(state.epoch or 0))
 
 
+class _Items(Sequence[tuple[int, Pair]]):
+    """(row, pair) by the place in the data; a row is of the data, or of a pair in another's place.
+
+    Rows are added and never taken away, so that a row names one pair for ever.
+    """
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self._data = pairs
+        self._added: list[tuple[int, Pair]] = []
+        self._rows: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, place: Any) -> Any:
+        row = self._rows.get(place, place)
+        return row, self.pair(row)
+
+    def pair(self, row: int) -> Pair:
+        size = len(self._data)
+        return self._data[row] if row < size else self._added[row - size][1]
+
+    def place(self, row: int) -> int:
+        size = len(self._data)
+        return row if row < size else self._added[row - size][0]
+
+    def replace(self, pairs: Mapping[int, Pair]) -> None:
+        """Put these in the places of the data's own, which stand elsewhere."""
+        first = len(self._data) + len(self._added)
+        self._rows = {place: first + i for i, place in enumerate(pairs)}
+        self._added += pairs.items()
+
+
 class PreferenceTrainer(BaseTrainer):
     """The Trainer with one of our objectives.
 
@@ -193,7 +226,7 @@ class PreferenceTrainer(BaseTrainer):
         self,
         *,
         objective: Objective,
-        pairs: list[Pair],
+        pairs: Sequence[Pair],
         reference: Reference | None,
         cooling: CoolingParameters | CoolingTracker | None,
         lengths: Sequence[int] | None = None,
@@ -204,11 +237,10 @@ class PreferenceTrainer(BaseTrainer):
         With `lengths` (tokens a pair) batches are of like length, see `LengthBuckets`; without, or
         with a `train_sampling_strategy` other than the default, they are the Trainer's own.
         """
-        self._items = list(enumerate(pairs))
+        self._items = _Items(pairs)
         super().__init__(train_dataset=self._items, **kwargs)
         self._lengths = lengths
-        self._objective, self._pairs = objective, list(pairs)
-        self._places = list(range(len(pairs)))
+        self._objective = objective
         self._views = needed_views(objective)
         self._reference, self._cooling = reference, cooling
         # Our loss is a mean over the micro-batch: the Trainer divides by the accumulation steps.
@@ -232,11 +264,7 @@ class PreferenceTrainer(BaseTrainer):
         Args:
             negatives: by the place of their pair in the data.
         """
-        rows = list(range(len(self._items)))
-        for place, negative in negatives.items():
-            rows[place] = len(self._pairs)
-            self._pairs.append(negative.pair)
-            self._places.append(place)
+        self._items.replace({place: negative.pair for place, negative in negatives.items()})
         if self._reference is not None and negatives:
             new = [negative.scores for negative in negatives.values()]
             self._reference = {
@@ -248,13 +276,11 @@ class PreferenceTrainer(BaseTrainer):
                 )
                 for view, columns in self._reference.items()
             }
-        for place, row in enumerate(rows):
-            self._items[place] = (row, self._pairs[row])
 
     def _fresh(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch, collated again where it was fetched before its pairs were replaced."""
         rows = inputs["index"].tolist()
-        items = [self._items[self._places[row]] for row in rows]
+        items = [self._items[self._items.place(row)] for row in rows]
         if [row for row, _ in items] == rows:
             return inputs
         fresh: dict[str, Any] = self._prepare_inputs(self.data_collator(items))
@@ -286,6 +312,6 @@ class PreferenceTrainer(BaseTrainer):
         loss, metrics = loss_and_metrics(self._objective, scores, reference, now)
         if isinstance(cooling, CoolingTracker):
             cooling.observe(scores["rejected"].mean_logp)
-        self.refuse_not_finite(loss, (self._pairs[i].id for i in index.tolist()))
+        self.refuse_not_finite(loss, (self._items.pair(i).id for i in index.tolist()))
         self.record(metrics)
         return (loss, None) if return_outputs else loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Stage:
 
     name: str
     objective: Objective
-    pairs: list[Pair]
+    pairs: Sequence[Pair]
     folder: Path
     offset: int
 

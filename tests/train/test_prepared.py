@@ -6,12 +6,14 @@ import errno
 import logging
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from cwdpo_bench.errors import UserError
+from cwdpo_bench.train import prepared
 from cwdpo_bench.train.data import Pair, read_pairs
 from cwdpo_bench.train.prepared import PreparedPairs
 from cwdpo_bench.train.trainer import reference_scores
@@ -121,6 +123,8 @@ def test_a_full_disk_is_one_clear_error(
         def write(self, data: bytes) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: Full())
+    # The images' file alone; that of the tokens is `train/kept_pairs.py`'s.
+    fake = SimpleNamespace(TemporaryFile=lambda dir: Full(), gettempdir=tempfile.gettempdir)
+    monkeypatch.setattr(prepared, "tempfile", fake)
     with pytest.raises(UserError, match=r"No space left on device.*data\.pixel_cache_gb"):
         PreparedPairs(load_vlm(tiny_model_folder), pairs)
