@@ -68,7 +68,9 @@ def refuse_missing(arguments: TrainingArguments) -> None:
 def _is_there(module: str) -> bool:
     """`tensorboardX` will do for `tensorboard`; no other has a second of that name."""
     try:
-        return importlib.util.find_spec(module) is not None
+        found = importlib.util.find_spec(module)
+        # A mere folder of that name has no origin: W&B leaves one wherever it ran.
+        return found is not None and found.origin is not None
     except ModuleNotFoundError:
         # The package around it.
         return False

@@ -113,6 +113,16 @@ def test_a_tracker_that_is_not_there_is_told_before_anything_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_a_tracker_left_is_no_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_tracker_that_nobody_has").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not trackers._is_there("a_tracker_that_nobody_has")
+    assert not trackers._is_there("a_tracker_that_nobody_has.core")
+    assert trackers._is_there("transformers")
+
+
 def test_an_unknown_tracker_is_told_with_the_nearest(run: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=r"unknown 'wanbd'; did you mean 'wandb'"):
         run("sft", "trainer.report_to=wanbd")
