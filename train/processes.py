@@ -103,6 +103,26 @@ def uses_deepspeed() -> bool:
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
+@contextmanager
+def loading_whole() -> Iterator[None]:
+    """Within, transformers loads weights whole under ZeRO-3 too.
+
+    It would spread them as they are read, whatever the launcher's file says, and before DeepSpeed's
+    engine is there nothing gathers them again: the reference could not be scored.
+    """
+    if not uses_deepspeed():
+        yield
+        return
+    from transformers.integrations import deepspeed
+
+    asked = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = asked
+
+
 def refuse_other_precision(arguments: TrainingArguments) -> None:
     """The launcher's mixed precision must be the Trainer's: the reference is scored under it.
 

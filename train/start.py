@@ -54,15 +54,16 @@ def load(recipe: Recipe, name: str) -> VLM:
         dtype = torch.bfloat16
     if recipe.model.load_in_4bit:
         _refuse_spread_bits(recipe)
-    vlm = load_vlm(
-        name,
-        dtype=dtype,
-        # What FSDP will spread must not lie on one device before.
-        device="cpu" if processes.spreads_weights() else None,
-        trust_remote_code=recipe.model.trust_remote_code,
-        trainable=True,
-        load_in_4bit=recipe.model.load_in_4bit,
-    )
+    with processes.loading_whole():
+        vlm = load_vlm(
+            name,
+            dtype=dtype,
+            # What FSDP will spread must not lie on one device before.
+            device="cpu" if processes.spreads_weights() else None,
+            trust_remote_code=recipe.model.trust_remote_code,
+            trainable=True,
+            load_in_4bit=recipe.model.load_in_4bit,
+        )
     if is_quantized(vlm.model):
         # Also where the folder's weights are so, without the recipe's key.
         _refuse_spread_bits(recipe)

@@ -34,7 +34,16 @@ def _as_on_accelerators(self: Any, *args: Any, **kwargs: Any) -> None:
     _initialise(self, *args, **kwargs)
 
 
+def _without_compiling() -> None:
+    """DeepSpeed would compile collectives of its own for a CPU, for minutes; gloo's do."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def main(settings: dict[str, Any]) -> None:
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED"):
+        _without_compiling()
     AcceleratorState.__init__ = _as_on_accelerators  # type: ignore[method-assign]
     try:
         train(

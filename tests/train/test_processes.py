@@ -33,6 +33,16 @@ FSDP = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
 }
 """What accelerate's launcher makes of `train/machines/fsdp2.yaml`."""
+ZERO3 = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "DS_ACCELERATOR": "cpu",
+}
+"""What accelerate's launcher makes of `train/machines/zero3.yaml`, and where DeepSpeed computes."""
 SHARED = ["data.stages=shared"]
 """Whole batches only: an incomplete one is filled up with other pairs by accelerate."""
 LORA = "lora.enabled=true"
@@ -233,6 +243,18 @@ def test_adapters_on_4_bits_train_in_two_processes_as_in_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora", [[], [LORA]], ids=["full", "lora"])
+def test_zero3_is_one_process(
+    lora: list[str], launch: Launch, run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    pytest.importorskip("deepspeed")
+    settings = [*SHARED, "trainer.max_steps=4", *lora]
+    two = launch("dpo", *settings, environment=ZERO3)
+    run("dpo", *settings, output="one")
+    _assert_same_run(tmp_path / "one", two)
+
+
+@pytest.mark.slow
 def test_what_spread_weights_do_not_allow_is_refused(launch: Launch) -> None:
     for number, (recipe, override, environment, words) in enumerate(
         [
@@ -284,6 +306,21 @@ def test_the_tests_environment_is_what_the_launcher_makes_of_the_configuration(
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(given))
     found = prepare_multi_gpu_env(arguments)
     assert {key: found[key] for key in FSDP} == FSDP
+
+
+def test_the_tests_environment_is_what_the_launcher_makes_for_zero3(tmp_path: Path) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    file = tmp_path / "zero3.yaml"
+    file.write_text(configuration("zero3"))
+    given = ["--config_file", str(file), "--num_cpu_threads_per_process=1", "script.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(given))
+    # Which keys the file has; the launcher tells it to DeepSpeed's own configuration files.
+    arguments.deepspeed_fields_from_accelerate_config = ""
+    _, found = prepare_deepspeed_cmd_env(arguments)
+    ours = {key: value for key, value in ZERO3.items() if key != "DS_ACCELERATOR"}
+    assert {key: found[key] for key in ours} == ours
 
 
 def test_an_unknown_configuration_names_the_nearest() -> None:
