@@ -70,12 +70,12 @@ def test_attention_in_bf16_is_as_near_to_fp32_as_the_fused_one(queries: int, boo
     added = torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.bfloat16).min)
     mask = seen if boolean else added.bfloat16()
     exact, _ = sdpa_attention_forward(module, query, keys, values, added, scaling=0.25)
-    low = [states.bfloat16() for states in (query, keys, values)]
+    q, k, v = (states.bfloat16() for states in (query, keys, values))
 
     with torch.inference_mode():
-        assert cpu.by_products(low[0], low[1])
-        ours, _ = cpu._attention(module, *low, mask, scaling=0.25)
-        fused, _ = sdpa_attention_forward(module, *low, mask, scaling=0.25)
+        assert cpu.by_products(q, k)
+        ours, _ = cpu._attention(module, q, k, v, mask, scaling=0.25)
+        fused, _ = sdpa_attention_forward(module, q, k, v, mask, scaling=0.25)
 
     assert ours.shape == exact.shape == (3, queries, 4, 16)
     assert (ours - exact).abs().max() <= 2 * (fused - exact).abs().max()
