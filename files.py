@@ -87,6 +87,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
+_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
+"""What a system says of a file that another process has locked."""
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the file's lock, here or on another node; not if it is missing
+    or its file system has no locks."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _TAKEN
+    return False
+
+
 def lock(file: IO[Any], path: Path, taken: str) -> None:
     """Lock an open file without waiting; the lock goes with the process, however that ends.
 
@@ -96,7 +111,7 @@ def lock(file: IO[Any], path: Path, taken: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+        if error.errno in _TAKEN:
             raise UserError(taken) from error
         raise UserError(
             f"{path}: cannot be locked ({error.strerror}), so that two processes could write there "

@@ -9,8 +9,6 @@ model, data or versions are no longer those that the study asks for is refused.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +22,7 @@ from typing import Any
 from cwdpo_bench import __version__
 from cwdpo_bench.cli_options import model_path
 from cwdpo_bench.errors import UserError
-from cwdpo_bench.files import lock, read_json, write_json
+from cwdpo_bench.files import is_locked, lock, read_json, write_json
 from cwdpo_bench.study_file import Cell, Study, recipe_of, start_of
 from cwdpo_bench.train.data import fingerprint
 
@@ -106,13 +104,7 @@ def read_cell(study: Study, cell: Cell, output: Path) -> dict[str, Any]:
 
 def is_running(folder: Path) -> bool:
     """Whether a process works on the cell of this folder, here or on another node."""
-    try:
-        with (folder / LOCK).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        # Not begun yet, or a file system without locks.
-        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-    return False
+    return is_locked(folder / LOCK)
 
 
 def mark_failed(folder: Path, reason: str) -> None:

@@ -332,15 +332,8 @@ def test_a_models_run_killed_twenty_times_ends_with_the_same_bytes_and_asks_noth
             batch_size=1,
         )
 
-    def finish(output: Path) -> float:
-        started = time.monotonic()
-        process = begin(output)
-        process.join()
-        assert process.exitcode == 0
-        return time.monotonic() - started
-
-    finish(tmp_path / "first")
-    seconds = finish(tmp_path / "whole")
+    forking.finish(begin, tmp_path / "first")
+    seconds = forking.finish(begin, tmp_path / "whole")
     draw, runs, kills = random.Random(0), 0, 0
     while kills < 20:
         output = tmp_path / f"killed-{runs}"
@@ -360,5 +353,5 @@ def test_a_models_run_killed_twenty_times_ends_with_the_same_bytes_and_asks_noth
         asked = set((tmp_path / "asked").read_text().split())
         assert not asked & {name.partition("/")[2] for name in before}
         assert not (output / FILE).exists() or before <= _stored(output)
-    finish(output)
+    forking.finish(begin, output)
     assert _bytes(output) == _bytes(tmp_path / "whole")

@@ -6,6 +6,7 @@ A new interpreter would spend most of its life on imports, and most kills would 
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ def begin(work: Callable[..., Any], **arguments: Any) -> multiprocessing.process
     process = _CONTEXT.Process(target=work, kwargs=arguments)
     process.start()
     return process
+
+
+def finish(start: Callable[..., multiprocessing.process.BaseProcess], *arguments: Any) -> float:
+    """Let the process that `start(*arguments)` begins end well; returns its seconds."""
+    started = time.monotonic()
+    process = start(*arguments)
+    process.join()
+    assert process.exitcode == 0
+    return time.monotonic() - started
 
 
 def run_and_note(asked: Path, **arguments: Any) -> None:

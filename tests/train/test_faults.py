@@ -175,15 +175,8 @@ def test_killed_at_any_moment_it_ends_as_an_uninterrupted_run(
             resume=True,
         )
 
-    def finish(output: str) -> float:
-        started = time.monotonic()
-        process = begin(output)
-        process.join()
-        assert process.exitcode == 0
-        return time.monotonic() - started
-
-    finish("first")
-    seconds = finish("whole")
+    forking.finish(begin, "first")
+    seconds = forking.finish(begin, "whole")
     rng = random.Random(0)
     runs, killed = 0, 0
     while killed < KILLS:
@@ -199,5 +192,5 @@ def test_killed_at_any_moment_it_ends_as_an_uninterrupted_run(
             assert process.exitcode == 0
             _same_runs(tmp_path / "whole", tmp_path / name)
             runs += 1
-    finish(name)
+    forking.finish(begin, name)
     _same_runs(tmp_path / "whole", tmp_path / name)
