@@ -27,7 +27,7 @@ from cwdpo_bench.demo.captions import describe, is_true, misperceive, put_in_wor
 from cwdpo_bench.demo.lessons import KNOWS, LOOKS, Lesson, lesson_loss, lesson_of, reading_lesson
 from cwdpo_bench.demo.questions import KINDS, OPEN_KINDS, Question, ask, misread
 from cwdpo_bench.demo.sight import Images, learn_to_see
-from cwdpo_bench.demo.tiny import build_tiny_vlm
+from cwdpo_bench.demo.tiny import WIDTH, build_tiny_vlm, text_sizes
 from cwdpo_bench.demo.tiny_llava import build_tiny_llava
 from cwdpo_bench.demo.world import Scene, Split, draw_scene, render
 from cwdpo_bench.evaluate.coco import caption_prompt
@@ -45,6 +45,7 @@ class Plan:
     """How the base is made; the bundled one has these values."""
 
     seed: int = 0
+    width: int = WIDTH
     sight_steps: int = 700
     sight_learning_rate: float = 2e-3
     steps: int = 1900
@@ -65,9 +66,9 @@ class Plan:
 
 
 class Architecture(NamedTuple):
-    """How an untrained model is built from a seed, and how its base is made."""
+    """How an untrained model is built from a seed and a width, and how its base is made."""
 
-    build: Callable[[int], tuple[Any, Any]]
+    build: Callable[[int, int], tuple[Any, Any]]
     plan: Plan
 
 
@@ -263,7 +264,7 @@ def pretrain(
     plan: Plan, log: list[dict[str, Any]], architecture: str = "qwen2.5-vl"
 ) -> tuple[Any, Any]:
     """Train from scratch; every 50th step is appended to `log`. Returns model and processor."""
-    model, processor = ARCHITECTURES[architecture].build(plan.seed)
+    model, processor = ARCHITECTURES[architecture].build(plan.seed, plan.width)
     started = time.monotonic()
     corpus = build_corpus(plan, processor)
     log.append(
@@ -354,15 +355,25 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--steps", type=int, default=Plan.steps)
+    parser.add_argument(
+        "--width", type=int, default=WIDTH, help="of the language model, a multiple of 64"
+    )
     arguments = parser.parse_args()
+    try:
+        text_sizes(arguments.width)
+    except ValueError as error:
+        parser.error(f"--{error}")
     output = arguments.output
     if output is None:
-        if arguments.architecture != "qwen2.5-vl":
-            parser.error("--output FOLDER: only the Qwen base is the bundled one")
+        if (arguments.architecture, arguments.width) != ("qwen2.5-vl", WIDTH):
+            parser.error(f"--output FOLDER: the bundled base is the Qwen one of width {WIDTH}")
         output = BASE
     log: list[dict[str, Any]] = []
     plan = replace(
-        ARCHITECTURES[arguments.architecture].plan, seed=arguments.seed, steps=arguments.steps
+        ARCHITECTURES[arguments.architecture].plan,
+        seed=arguments.seed,
+        width=arguments.width,
+        steps=arguments.steps,
     )
     model, processor = pretrain(plan, log, arguments.architecture)
     save(model, processor, log, output)

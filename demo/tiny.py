@@ -54,16 +54,8 @@ CHAT_TEMPLATE = (
 )
 
 IMAGE_TOKEN = "<|image_pad|>"
-TEXT_SIZES: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 352,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": True,
-}
-"""Of the language model, whatever the architecture."""
+WIDTH = 128
+"""Of the bundled model's language model."""
 # Layers this narrow start too quietly at the usual 0.02, which suits widths of thousands.
 START: dict[str, Any] = {"initializer_range": 0.03}
 
@@ -71,12 +63,38 @@ _PATCH = 14
 _MERGE = 2
 
 
-def build_tiny_vlm(seed: int) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
-    """An untrained tiny model in fp32 and its processor; the weights follow from `seed`."""
+def text_sizes(width: int = WIDTH) -> dict[str, Any]:
+    """Sizes of the language model, whatever the architecture; heads are always 32 wide.
+
+    Raises:
+        ValueError: if `width` is no multiple of 64: two query heads share one of keys and values.
+    """
+    if width < 64 or width % 64:
+        raise ValueError(f"width {width}: a multiple of 64 is wanted")
+    return {
+        "hidden_size": width,
+        "intermediate_size": width * 11 // 4,
+        "num_hidden_layers": 4,
+        "num_attention_heads": width // 32,
+        "num_key_value_heads": width // 64,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+    }
+
+
+def build_tiny_vlm(
+    seed: int, width: int = WIDTH
+) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor]:
+    """An untrained tiny model in fp32 and its processor.
+
+    Args:
+        seed: the weights follow from it.
+        width: of the language model, a multiple of 64; the vision tower has three quarters of it.
+    """
     processor = build_processor()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(_config(processor.tokenizer))
+        model = Qwen2_5_VLForConditionalGeneration(_config(processor.tokenizer, width))
     end_of_turn = processor.tokenizer.eos_token_id
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=end_of_turn, pad_token_id=processor.tokenizer.pad_token_id
@@ -96,7 +114,7 @@ def build_processor() -> Qwen2_5_VLProcessor:
     )
 
 
-def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
+def _config(tokenizer: Qwen2Tokenizer, width: int) -> Qwen2_5_VLConfig:
     def token(text: str) -> int:
         return int(tokenizer.convert_tokens_to_ids(text))  # type: ignore[arg-type]
 
@@ -113,16 +131,16 @@ def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
                 "mrope_section": [4, 6, 6],
             },
             "bos_token_id": None,
-            **TEXT_SIZES,
+            **text_sizes(width),
             **ends,
             **START,
         },
         vision_config={
             "depth": 3,
-            "hidden_size": 96,
-            "intermediate_size": 256,
-            "num_heads": 4,
-            "out_hidden_size": 128,
+            "hidden_size": width * 3 // 4,
+            "intermediate_size": width * 2,
+            "num_heads": width // 32,
+            "out_hidden_size": width,
             "patch_size": _PATCH,
             "spatial_merge_size": _MERGE,
             "temporal_patch_size": 2,

@@ -19,15 +19,24 @@ from transformers import (
     LlavaProcessor,
 )
 
-from cwdpo_bench.demo.tiny import CHAT_TEMPLATE, IMAGE_TOKEN, START, TEXT_SIZES, build_tokenizer
+from cwdpo_bench.demo.tiny import (
+    CHAT_TEMPLATE,
+    IMAGE_TOKEN,
+    START,
+    WIDTH,
+    build_tokenizer,
+    text_sizes,
+)
 from cwdpo_bench.demo.world import IMAGE_SIZE
 
 _CELL = IMAGE_SIZE // 3
 """A patch is one of the scene's nine cells."""
 
 
-def build_tiny_llava(seed: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """An untrained tiny LLaVA in fp32 and its processor; the weights follow from `seed`."""
+def build_tiny_llava(
+    seed: int, width: int = WIDTH
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """An untrained tiny LLaVA in fp32 and its processor; seed and width as of the Qwen one."""
     tokenizer = build_tokenizer()
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessor(
@@ -44,14 +53,14 @@ def build_tiny_llava(seed: int) -> tuple[LlavaForConditionalGeneration, LlavaPro
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = LlavaConfig(
         text_config=LlamaConfig(
-            vocab_size=len(tokenizer), bos_token_id=None, **TEXT_SIZES, **ends, **START
+            vocab_size=len(tokenizer), bos_token_id=None, **text_sizes(width), **ends, **START
         ),
         vision_config=CLIPVisionConfig(
-            hidden_size=96,
-            intermediate_size=256,
-            projection_dim=96,
+            hidden_size=width * 3 // 4,
+            intermediate_size=width * 2,
+            projection_dim=width * 3 // 4,
             num_hidden_layers=4,
-            num_attention_heads=4,
+            num_attention_heads=width // 32,
             image_size=IMAGE_SIZE,
             patch_size=_CELL,
         ),
