@@ -136,7 +136,8 @@ def _train_and_score(study: Study, cell: Cell, folder: Path, record: dict[str, A
     from cwdpo_bench.train.run import train
     from cwdpo_bench.vlm import load_vlm
 
-    base = model_path(study.model)
+    start = study.model_of(cell.system)
+    base = model_path(start)
     recipe, model, seconds = recipe_of(study, cell), base, record["seconds"]
     if recipe is not None:
         data, probe = training_data(study, cell)
@@ -146,7 +147,7 @@ def _train_and_score(study: Study, cell: Cell, folder: Path, record: dict[str, A
             made = train(
                 recipe,
                 model=base if before is None else str(before / "checkpoint"),
-                model_name=study.model if before is None else before.parent.name,
+                model_name=start if before is None else before.parent.name,
                 data=data,
                 probe=probe,
                 output=folder / "checkpoint",
@@ -166,10 +167,9 @@ def _train_and_score(study: Study, cell: Cell, folder: Path, record: dict[str, A
             output=folder / "run",
             limit=study.limit,
             batch_size=study.batch_size,
+            diversity=study.diversity or 0,
             # By its short name: where the model lies must not change a signature.
-            reference_model=replace(load_vlm(base), name=Path(study.model).name)
-            if study.shift
-            else None,
+            reference_model=replace(load_vlm(base), name=Path(start).name) if study.shift else None,
         )
     # The Trainer's own checkpoints are only there to go on from.
     for leftover in (folder / "checkpoint").glob("stage*/checkpoint-*"):
@@ -262,13 +262,14 @@ def _fingerprint(study: Study, cell: Cell) -> dict[str, Any]:
     return {
         **({} if start is None else {"start": _fingerprint(study, start)}),
         "recipe": None if recipe is None else recipe.model_dump(mode="json", by_alias=True),
-        "model": study.model,
+        "model": study.model_of(cell.system),
         "data": None if recipe is None else _content(data),
         "probe": None if recipe is None or probe is None else _content(probe),
         "data_root": "demo" if cell.data_root is None else str(cell.data_root),
         "tasks": list(cell.tasks),
         "limit": study.limit,
         "shift": study.shift,
+        **({"diversity": study.diversity} if study.diversity else {}),
         "versions": {
             "cwdpo-bench": __version__,
             **{name: version(name) for name in ("torch", "transformers", "peft")},

@@ -30,12 +30,13 @@ Settings = dict[str, Any]
 class System(Section):
     """One row of the tables: a recipe (`none`: the model untrained) and its own settings.
 
-    `start` names the system whose checkpoint of the same seed is trained on. `steps`, `data` and
-    `easy_share` (of the demo's pairs) take the place of the study's; `pairs` keeps so many of the
-    demo's, the first ones.
+    `start` names the system whose checkpoint of the same seed is trained on. `model`, `steps`,
+    `data` and `easy_share` (of the demo's pairs) take the place of the study's; `pairs` keeps so
+    many of the demo's, the first ones.
     """
 
     recipe: str
+    model: str | None = None
     settings: Settings = Field(default_factory=dict)
     start: str | None = None
     steps: Annotated[int, Field(gt=1)] | None = None
@@ -64,7 +65,7 @@ class Study(Section):
     `data`, `probe` and `data_root` are relative to the file; with `model: demo`, or another model
     and `world: demo`, they may be left out. `steps` are the update steps of every cell; two stages
     share them. `shift` also measures TV and JS against the start, which takes the memory of a
-    second model.
+    second model. `diversity` is how many captions an image are sampled beside the greedy one.
     """
 
     model: str
@@ -76,6 +77,7 @@ class Study(Section):
     limit: Annotated[int, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(gt=0)] = 16
     shift: bool = True
+    diversity: Annotated[int, Field(ge=2)] | None = None
     steps: Annotated[int, Field(gt=1)] | None = None
     seeds: Annotated[list[int], Field(min_length=1)]
     settings: Settings = Field(default_factory=dict)
@@ -90,6 +92,10 @@ class Study(Section):
     def is_in_demo_world(self) -> bool:
         """Whether what it does not name is the demo's."""
         return "demo" in (self.model, self.world)
+
+    def model_of(self, system: str) -> str:
+        """What a system starts from."""
+        return self.systems[system].model or self.model
 
 
 class Cell(NamedTuple):
@@ -298,6 +304,8 @@ def _check_start(study: Study, name: str, system: System, file: Path) -> None:
         raise UserError(f"{key}: no such system; {nearest(system.start, study.systems)}")
     if NO_TRAINING in (start.recipe, system.recipe) or system.start in study.sweeps:
         raise UserError(f"{key}: must be from one trained system, without a sweep, to another")
+    if study.model_of(name) != study.model_of(system.start):
+        raise UserError(f"{key}: {system.start} has another model; give both the same")
     if start.start is not None:
         raise UserError(f"{key}: {system.start} has a start itself; only one may come before")
     if study.tune is not None:
@@ -321,8 +329,7 @@ def _with_paths(study: Study, file: Path) -> Study:
             )
     if (study.data is None) != (study.probe is None) and study.is_in_demo_world:
         raise UserError(f"{file}: data and probe: write both, or leave both to the demo")
-    if (folder / study.model).is_dir():
-        found["model"] = str(folder / study.model)
+    found["model"] = _model(study.model, folder)
     if study.tune is not None and study.tune.data_root is not None:
         root = _existing(folder / study.tune.data_root, file, "tune.data_root")
         found["tune"] = study.tune.model_copy(update={"data_root": root})
@@ -331,6 +338,8 @@ def _with_paths(study: Study, file: Path) -> Study:
     systems = dict(study.systems)
     for name, system in systems.items():
         own: dict[str, Any] = {}
+        if system.model is not None:
+            own["model"] = _model(system.model, folder)
         if system.recipe not in shipped_recipes() and (folder / system.recipe).is_file():
             own["recipe"] = str(folder / system.recipe)
         if system.data is not None:
@@ -344,6 +353,11 @@ def _with_paths(study: Study, file: Path) -> Study:
         except UserError as error:
             raise UserError(f"{file}: systems.{cell.system}: {error}") from error
     return study
+
+
+def _model(name: str, folder: Path) -> str:
+    """A folder beside the file by its absolute path; a Hub id or `demo` as it is."""
+    return str(folder / name) if (folder / name).is_dir() else name
 
 
 def _existing(path: Path, file: Path, key: str) -> Path:

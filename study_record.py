@@ -59,8 +59,7 @@ def write_results(
     record: dict[str, Any] = {
         "schema": 1,
         "study": file.name,
-        # A folder by its name: where it lies here means nothing elsewhere.
-        "model": Path(study.model).name if Path(study.model).is_absolute() else study.model,
+        "model": _portable_name(study.model),
         "seeds": study.seeds,
         "chosen": {} if study.tune is None else {"key": study.tune.key, "values": dict(chosen)},
         "cells": entries,
@@ -96,6 +95,11 @@ def write_results(
         record["written"] = ["RESULTS.md", "results.csv", "report.html", "study.json"]
     write_json(output / "study.json", record)
     return record
+
+
+def _portable_name(model: str) -> str:
+    """A folder by its name: where it lies here means nothing elsewhere."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def _portable(comparison: dict[str, Any], output: Path) -> dict[str, Any]:
@@ -143,6 +147,7 @@ def _entry(cell: Cell, output: Path) -> dict[str, Any]:
         "cell": cell.key,
         "row": cell.row,
         "system": cell.system,
+        "model": _portable_name(record["fingerprint"]["model"]),
         "recipe": cell.recipe if "/" not in cell.recipe else Path(cell.recipe).name,
         "seed": cell.seed,
         "settings": cell.settings,

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cwdpo_bench.files import read_json
+from cwdpo_bench.files import read_json, write_json
 from cwdpo_bench.study import run_one
+from cwdpo_bench.study_file import cells, load_study
 
 DOCS = Path(__file__).parents[1] / "docs"
 CELL = ("dpo-easy-0", 0)
@@ -57,6 +58,36 @@ def test_the_records_are_small_and_whole() -> None:
         # Every row has the seeds that it says, once.
         cells = [(cell["row"], cell["seed"]) for cell in record["cells"]]
         assert len(set(cells)) == len(cells)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(DOCS.glob("results/study*.json")), ids=lambda file: str(file.stem)
+)
+def test_a_record_has_the_cells_that_its_file_asks_for(file: Path) -> None:
+    study = load_study(DOCS / f"{file.stem}.yaml")
+    asked = {cell.key: cell.settings for cell in cells(study, {})}
+    assert {cell["cell"]: cell["settings"] for cell in read_json(file)["cells"]} == asked
+
+
+def test_a_new_record_keeps_the_cells_that_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remake, "FOLDER", tmp_path)
+
+    def record(*taken: tuple[int, float]) -> dict[str, Any]:
+        return {
+            **{"study": "s.yaml", "model": "demo", "seeds": [], "warnings": [], "failed": {}},
+            "comparison": {"systems": [{"provenance": {"libraries": {}}}]},
+            "cells": [
+                {"cell": f"cells/a/seed-{k}", "row": "a", "seed": k, "scores": x} for k, x in taken
+            ],
+        }
+
+    for number, cells_of_it in enumerate([((0, 1.0), (1, 2.0)), ((1, 3.0), (2, 4.0))]):
+        write_json(tmp_path / f"{number}", record(*cells_of_it))
+        remake.take(tmp_path / f"{number}")
+    assert {k: cell["scores"] for k, cell in remake.read("s")["a"].items()} == {0: 1, 1: 3, 2: 4}
+    assert read_json(tmp_path / "s.json")["seeds"] == [0, 1, 2]
 
 
 def test_what_two_studies_trained_scores_the_same_in_both() -> None:

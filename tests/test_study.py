@@ -111,6 +111,11 @@ def _finish(file: Path, output: Path, key: str, seconds: float = 10.0) -> None:
             "must be from one trained system",
         ),
         (
+            {"systems": {"a": {"recipe": "dpo", "start": "b", "model": "some/other"}, **SFT_B}},
+            "a.start: b has another model; give both the same",
+        ),
+        ({"diversity": 1}, "diversity: .*greater than or equal to 2"),
+        (
             {"tune": TUNE, "systems": {"a": {"recipe": "dpo", "start": "b"}, **SFT_B}},
             "tries on validation data know no start",
         ),
@@ -184,6 +189,7 @@ def test_every_system_gets_the_same_tries_on_validation_data(write: Callable[...
     [
         *(("study", 126), ("study-squeezing", 86), ("study-llava", 36)),
         *(("study-sensitivity", 35), ("study-cooling", 12)),
+        *(("study-captions", 46), ("study-llava-systems", 56), ("study-width", 52)),
     ],
 )
 def test_the_documented_studies_are_valid_and_fair_in_steps(name: str, number: int) -> None:
@@ -208,6 +214,18 @@ def test_the_documented_study_trains_as_the_demo_does_at_the_rates_that_were_tun
     for name in EVERY_SYSTEM:
         ours = demo_recipe(name, seed=0, budget=DEFAULT, learning_rate=rates[name])
         assert recipe_of(study, first[name]) == ours
+
+
+def test_the_study_of_captions_trains_what_the_documented_one_does() -> None:
+    first, again = (load_study(ROOT / "docs" / f"study{k}.yaml") for k in ("", "-captions"))
+    recipes = {cell.key: recipe_of(first, cell) for cell in cells(first, {})}
+    for cell in cells(again, {}):
+        ours, theirs = recipe_of(again, cell), recipes[cell.key]
+        if ours is None or theirs is None:
+            assert ours is theirs
+            continue
+        every = {"dynamics": {**ours.model_dump()["dynamics"], "every": 24}}
+        assert {**ours.model_dump(), **every} == theirs.model_dump()
 
 
 def test_a_system_has_its_own_data_and_steps(write: Callable[..., Path]) -> None:
@@ -237,6 +255,31 @@ def test_another_model_may_be_studied_in_the_demos_world(
         load_study(write(model="base", world=None, systems=systems))
     with pytest.raises(UserError, match="world: "):
         load_study(write(**mine | {"world": "mars"}))
+
+
+def test_a_system_has_its_own_model_and_captions_are_sampled_as_often_as_asked(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _in_process(monkeypatch)
+    (tmp_path / "other").symlink_to(base_path())
+    systems = {
+        "a": {"recipe": "none"},
+        "b": {"recipe": "sft", "model": "other"},
+        "c": {"recipe": "none", "model": "nobody/nothing"},
+    }
+    study = load_study(write(systems=systems))
+    assert [study.model_of(name) for name in "abc"] == [
+        *("demo", str(tmp_path / "other"), "nobody/nothing")
+    ]
+    prints = [read_cell(study, cell, tmp_path)["fingerprint"]["model"] for cell in cells(study, {})]
+    assert prints == ["demo", *[str(tmp_path / "other")] * 2, "nobody/nothing"]
+    del systems["c"]
+    file = write(systems=systems, tasks=["coco"], diversity=2, seeds=[0])
+    record = run_study(file, tmp_path / "out", say=lambda _: None)
+    assert [cell["model"] for cell in record["cells"]] == ["demo", "other"]
+    assert all(0 < cell["scores"]["coco/distinct-1"] <= 1 for cell in record["cells"])
+    provenance = read_json(tmp_path / "out/cells/b/seed-0/checkpoint/provenance.json")
+    assert provenance["model"]["base"] == str(tmp_path / "other")
 
 
 def test_another_share_of_easy_pairs_is_rendered_once(

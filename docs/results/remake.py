@@ -39,15 +39,21 @@ Measure = Callable[[dict[str, Any]], float]
 
 
 def take(file: Path) -> None:
-    """Keep what the tables read of a study's record."""
+    """Keep what the tables read of a study's record, beside the cells that it lacks."""
     record = read_json(file)
+    name = f"{Path(record['study']).stem}.json"
+    if (FOLDER / name).is_file():
+        # A study that has got new rows or seeds need not train the others again.
+        before = {cell["cell"]: cell for cell in read_json(FOLDER / name)["cells"]}
+        record["cells"] = [*(before | {cell["cell"]: cell for cell in record["cells"]}).values()]
+        record["seeds"] = sorted({cell["seed"] for cell in record["cells"]})
     kept = {
         key: record[key] for key in ("study", "model", "seeds", "cells", "warnings", "failed")
     } | {"libraries": record["comparison"]["systems"][0]["provenance"]["libraries"]}
     # A cell a line: a record that changes can be read as a difference.
     cells = ",\n".join(json.dumps(cell, allow_nan=False) for cell in kept.pop("cells"))
     head = json.dumps(kept, allow_nan=False)[:-1]
-    write_text(FOLDER / f"{Path(record['study']).stem}.json", f'{head}, "cells": [\n{cells}\n]}}\n')
+    write_text(FOLDER / name, f'{head}, "cells": [\n{cells}\n]}}\n')
 
 
 def read(name: str) -> Cells:
