@@ -23,6 +23,8 @@ from cwdpo_bench.progress import progress_bar
 from cwdpo_bench.study_cell import (
     ELSEWHERE,
     NO_WORD,
+    UNFINISHED,
+    WAITS,
     benchmarks,
     is_running,
     mark_failed,
@@ -64,10 +66,16 @@ def run_study(file: Path, output: Path, *, jobs: int = 1, say: Say) -> dict[str,
         say(f"{name}: {study.tune.key if study.tune else ''}={value} won on validation data")
     planned = cells(study, chosen)
     # First what others start from.
-    failed = {}
-    for wave in (False, True):
-        part = [cell for cell in planned if (study.systems[cell.system].start is not None) == wave]
-        failed |= _run(study, file, part, output, jobs, say)
+    starts = {cell.key: start_of(study, cell) for cell in planned}
+    failed = _run(study, file, [c for c in planned if starts[c.key] is None], output, jobs, say)
+    ready = []
+    for cell in planned:
+        start = starts[cell.key]
+        if start is not None and failed.get(start.key) == ELSEWHERE:
+            failed[cell.key] = WAITS
+        elif start is not None:
+            ready.append(cell)
+    failed |= _run(study, file, ready, output, jobs, say)
     record = write_results(study, file, output, planned, attempts, chosen, failed)
     for warning in record["warnings"]:
         say(f"warning: {warning}")
@@ -225,7 +233,7 @@ def _run(
                 reason = future.result()
                 if reason is not None:
                     failed[futures[future].key] = reason
-                    verb = "" if reason == ELSEWHERE else "failed: "
+                    verb = "" if reason in UNFINISHED else "failed: "
                     say(f"{futures[future].key}: {verb}{reason}")
                 bar.update(task, note=futures[future].key)
                 bar.advance(task)
@@ -293,16 +301,16 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _list(failed: dict[str, str], mend: str) -> str:
-    elsewhere = [key for key, reason in failed.items() if reason == ELSEWHERE]
-    own = {key: reason for key, reason in failed.items() if reason != ELSEWHERE}
+    elsewhere = {key: reason for key, reason in failed.items() if reason in UNFINISHED}
+    own = {key: reason for key, reason in failed.items() if reason not in UNFINISHED}
     told = []
     if own:
         lines = "".join(f"\n  {key}: {reason}" for key, reason in own.items())
         told.append(f"{len(own)} cell(s) failed; {mend}{lines}")
     if elsewhere:
-        lines = "".join(f"\n  {key}" for key in elsewhere)
+        lines = "".join(f"\n  {key}: {reason}" for key, reason in elsewhere.items())
         told.append(
-            f"{len(elsewhere)} cell(s) are running in another process; run the same command again "
-            f"when they have ended{lines}"
+            f"{len(elsewhere)} cell(s) are not finished yet; run the same command again when the "
+            f"other process has ended{lines}"
         )
     return "\n".join(told)

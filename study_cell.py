@@ -30,6 +30,8 @@ RECORD = "cell.json"
 LOCK = ".lock"
 NO_WORD = "its process ended without a word"
 ELSEWHERE = "is running in another process"
+WAITS = "waits for a cell that is running in another process"
+UNFINISHED = (ELSEWHERE, WAITS)
 """Why a cell has no figures that did not fail."""
 STAGE_FIGURES = (
     *("objective", "pairs", "steps", "seconds", "tokens", "dynamics", "stopped"),

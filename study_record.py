@@ -18,7 +18,7 @@ from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import read_json, write_json, write_text
 from cwdpo_bench.leaderboards import build_report, compare_runs, to_csv, to_json, to_markdown
 from cwdpo_bench.leaderboards.markdown import table
-from cwdpo_bench.study_cell import ELSEWHERE, RECORD, benchmarks
+from cwdpo_bench.study_cell import RECORD, UNFINISHED, benchmarks
 from cwdpo_bench.study_file import Cell, Study
 
 COSTS = ("pairs", "pairs_seen", "steps", "tokens_trained", "tokens_read")
@@ -64,8 +64,8 @@ def write_results(
         "chosen": {} if study.tune is None else {"key": study.tune.key, "values": dict(chosen)},
         "cells": entries,
         "tries": [_entry(cell, output) for cell in tries],
-        "failed": {key: why for key, why in missing.items() if why != ELSEWHERE},
-        "running": [key for key, why in missing.items() if why == ELSEWHERE],
+        "failed": {key: why for key, why in missing.items() if why not in UNFINISHED},
+        "running": [key for key, why in missing.items() if why in UNFINISHED],
         "warnings": warnings,
         "comparison": None,
         "written": ["study.json"],

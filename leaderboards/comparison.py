@@ -127,6 +127,10 @@ class Comparison:
     seed: int
     notes: tuple[str, ...]
 
+    def baseline_mark(self, name: str) -> str:
+        """What tables write behind a system's name; nothing where it stands alone."""
+        return " (baseline)" if name == self.baseline and len(self.systems) > 1 else ""
+
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """The comparison as dictionaries, lists, text and finite numbers."""

@@ -223,7 +223,7 @@ def _latex_table(said: str, headings: Sequence[str], rows: Sequence[Sequence[str
 
 
 def _name(comparison: Comparison, name: str) -> str:
-    return escape_latex(name) + (" (baseline)" if name == comparison.baseline else "")
+    return escape_latex(name) + comparison.baseline_mark(name)
 
 
 # --- HTML ----------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def _text(value: str) -> str:
 
 
 def _html_name(comparison: Comparison, name: str) -> str:
-    return _text(name) + (" (baseline)" if name == comparison.baseline else "")
+    return _text(name) + comparison.baseline_mark(name)
 
 
 def _html_value(task: TaskComparison, metric: str, system: str, with_interval: bool) -> str:

@@ -224,7 +224,7 @@ def _published_rows(rows: Mapping[str, tuple[float | None, ...]]) -> list[list[s
 
 
 def _system_name(comparison: Comparison, name: str) -> str:
-    return escape(name) + (" (baseline)" if name == comparison.baseline else "")
+    return escape(name) + comparison.baseline_mark(name)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

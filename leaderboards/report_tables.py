@@ -148,7 +148,7 @@ def _cell(task: TaskComparison, metric: str, system: str, small: str) -> dict[st
 
 
 def _system_name(comparison: Comparison, name: str) -> str:
-    return plain(name) + (" (baseline)" if name == comparison.baseline else "")
+    return plain(name) + comparison.baseline_mark(name)
 
 
 def _groups(comparison: Comparison, task: TaskComparison, series: Mapping[str, int]) -> list[Chart]:

@@ -141,7 +141,7 @@ def _marked(metric: str, score: Score) -> Text:
 
 
 def _system_name(comparison: Comparison, name: str) -> Text:
-    suffix = " (baseline)" if name == comparison.baseline else ""
+    suffix = comparison.baseline_mark(name)
     return Text(f"{plain(name)}{suffix}")
 
 

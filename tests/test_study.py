@@ -533,7 +533,8 @@ def test_a_cell_that_runs_elsewhere_has_not_failed(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studies, "_command", lambda *_: pytest.fail("it was started again"))
-    file, output = write(systems={"base": {"recipe": "none"}, **SFT_B}, seeds=[0]), tmp_path / "out"
+    systems = {"base": {"recipe": "none"}, **SFT_B, "then": {"recipe": "dpo", "start": "b"}}
+    file, output = write(systems=systems, seeds=[0]), tmp_path / "out"
     _finish(file, output, "cells/base/seed-0")
     folder = output / "cells/b/seed-0"
     folder.mkdir(parents=True)
@@ -541,12 +542,14 @@ def test_a_cell_that_runs_elsewhere_has_not_failed(
     cell = cells(study, {})[1]
     write_json(folder / RECORD, read_cell(study, cell, output) | {"status": "running"})
     with _alone(folder):
-        assert [row["status"] for row in plan(file, output)["cells"]] == ["finished", "running"]
+        states = [row["status"] for row in plan(file, output)["cells"]]
+        assert states == ["finished", "running", "new"]
         assert commands(file, output) == []
         monkeypatch.setattr(studies, "write_results", _fake_results)
-        with pytest.raises(UserError, match=r"^1 cell\(s\) are running in another process") as told:
+        with pytest.raises(UserError, match=r"^2 cell\(s\) are not finished yet") as told:
             run_study(file, output, say=lambda _: None)
-        assert "cells/b/seed-0" in str(told.value)
+        assert "cells/b/seed-0: is running in another process" in str(told.value)
+        assert "cells/then/seed-0: waits for a cell that is running" in str(told.value)
         assert "failed" not in str(told.value)
         with pytest.raises(UserError, match="another process works on this cell"):
             run_cell(study, cell, output)
@@ -557,7 +560,7 @@ def test_a_cell_that_runs_elsewhere_has_not_failed(
 
 
 def _fake_results(*arguments: Any) -> dict[str, Any]:
-    assert arguments[-1] == {"cells/b/seed-0": "is running in another process"}
+    assert set(arguments[-1]) == {"cells/b/seed-0", "cells/then/seed-0"}
     return {"warnings": [], "written": []}
 
 

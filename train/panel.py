@@ -57,6 +57,7 @@ class TrainPanel:
         self._losses: list[float] = []
         self._rows: list[dict[str, Any]] = []
         self._verdict: Verdict | None = None
+        self._said = ""
 
     def __enter__(self) -> TrainPanel:
         """Take the terminal, where there is one."""
@@ -85,7 +86,7 @@ class TrainPanel:
         if self._live is not None:
             self._live.update(self._draw())
         elif step == last:
-            self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
+            self._say()
 
     def measured(self, row: dict[str, Any], verdict: Verdict) -> None:
         """A measurement is done, before its step is told."""
@@ -96,7 +97,7 @@ class TrainPanel:
             self._live.update(self._draw())
         else:
             self._step = row["step"]
-            self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
+            self._say()
 
     def _enter(self, stage: str, step: int) -> None:
         if stage != self._stage:
@@ -129,6 +130,13 @@ class TrainPanel:
             parts.append(self._verdict.name)
         parts.append(f"{self._time_left()} left")
         return ", ".join(parts)
+
+    def _say(self) -> None:
+        """The line; not once more where a stage's last step was measured and says the same."""
+        line = self._line()
+        if line != self._said:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._said = line
 
     def _draw(self) -> RenderableType:
         curves = Table.grid(padding=(0, 2))

@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 
-from cwdpo_bench.leaderboards import compare_runs, to_markdown
+from cwdpo_bench.leaderboards import compare_runs, render_text, to_markdown
 
 HOSTILE = "a|b `c` <script>alert(1)</script>\n| new | row |\n# head *y* [l](http://e.vil) \x1b[31m"
 
@@ -61,6 +61,12 @@ def test_ranks_are_shared_by_what_cannot_be_told_apart(runs):
     (_, ranks, *_) = tables(to_markdown(compare_runs(runs)))
     assert [row[0] for row in ranks[2:]] == ["base (baseline)", "better", "copy"]
     assert [row[1] for row in ranks[2:]] == ["2", "1", "2"]
+
+
+def test_a_system_that_stands_alone_is_no_baseline(runs):
+    for text in (to_markdown(compare_runs(runs[:1])), render_text(compare_runs(runs[:1]))):
+        assert "base" in text
+        assert "baseline)" not in text
 
 
 def test_a_brief_table_has_no_headings(runs):

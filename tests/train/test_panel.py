@@ -52,6 +52,16 @@ def test_without_a_terminal_every_measurement_is_a_line() -> None:
     assert not any("\x1b" in line for line in lines)
 
 
+def test_a_last_step_that_was_measured_is_told_once() -> None:
+    stream = io.StringIO()
+    with TrainPanel("dpo", Console(file=stream, width=300)) as panel:
+        panel.step("stage1", 1, 2, 0.7)
+        panel.measured(_row("stage1", 2, -0.5), HEALTHY)
+        panel.step("stage1", 2, 2, None)
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith("dpo stage1: step 2/2, loss 0.7000, chosen log p -0.500")
+
+
 def test_in_a_terminal_curves_and_verdict_are_drawn() -> None:
     stream = io.StringIO()
     _follow(Console(file=stream, force_terminal=True, width=120))
