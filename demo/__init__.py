@@ -10,12 +10,17 @@ from cwdpo_bench import __version__
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import write_text
 
-__all__ = ["base_path", "data_root", "first_pairs", "training_pairs"]
+__all__ = ["base_path", "data_root", "first_pairs", "model_path", "training_pairs"]
 
 
 def base_path() -> Path:
     """The folder of the bundled base checkpoint, which stands for a pre-trained VLM."""
     return Path(__file__).parent / "base"
+
+
+def model_path(model: str) -> str:
+    """Where a model is loaded from: `demo` is the bundled base, all else its own name."""
+    return str(base_path()) if model == "demo" else model
 
 
 def data_root(cache: Path | None = None, seed: int = 0) -> Path:

@@ -23,6 +23,8 @@ ROOMS = {
     "train": {"calibration", "vlm", "evaluate"},
     "leaderboards": {"calibration", "evaluate"},
     "demo": {"calibration", "vlm", "evaluate", "train", "leaderboards"},
+    "study": {"calibration", "vlm", "evaluate", "train", "leaderboards", "demo"},
+    "cli": {"calibration", "vlm", "evaluate", "train", "leaderboards", "demo", "study"},
 }
 # Of evaluate, the leaderboards know the results format and the metrics' rule, not the engines.
 LEADERBOARDS_OF_EVALUATE = {"results", "metrics"}

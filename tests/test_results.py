@@ -15,7 +15,7 @@ from scipy import stats
 
 from cwdpo_bench.files import read_json, write_json
 from cwdpo_bench.study import run_one
-from cwdpo_bench.study_file import cells, load_study
+from cwdpo_bench.study.file import cells, load_study
 
 DOCS = Path(__file__).parents[1] / "docs"
 CELL = ("dpo-easy-0", 0)

@@ -16,8 +16,8 @@ from typing import Any
 
 from cwdpo_bench.demo import base_path
 from cwdpo_bench.files import write_json
-from cwdpo_bench.study_cell import training_data
-from cwdpo_bench.study_file import Cell, Study, cells, load_study, recipe_of
+from cwdpo_bench.study.cell import training_data
+from cwdpo_bench.study.file import Cell, Study, cells, load_study, recipe_of
 from cwdpo_bench.train.run import train
 
 FOLDER = Path(__file__).parent

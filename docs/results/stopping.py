@@ -26,8 +26,8 @@ from cwdpo_bench.evaluate.engine import CaptionAnswer
 from cwdpo_bench.evaluate.in_process import InProcessEngine
 from cwdpo_bench.evaluate.tasks import TASKS
 from cwdpo_bench.files import read_json, write_json, write_text
-from cwdpo_bench.study_cell import training_data
-from cwdpo_bench.study_file import Cell, Study, cells, load_study, recipe_of
+from cwdpo_bench.study.cell import training_data
+from cwdpo_bench.study.file import Cell, Study, cells, load_study, recipe_of
 from cwdpo_bench.train.dynamics import DynamicsLog
 from cwdpo_bench.train.recipe import Recipe
 from cwdpo_bench.train.run import train

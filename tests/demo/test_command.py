@@ -27,7 +27,7 @@ from cwdpo_bench.demo.systems import (
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import read_json
-from cwdpo_bench.study_file import load_study, recipe_of, tries
+from cwdpo_bench.study.file import load_study, recipe_of, tries
 from cwdpo_bench.train.recipe import shipped_recipes
 
 ROOT = Path(__file__).parents[2]

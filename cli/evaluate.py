@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cwdpo_bench.cli_options import (
+from cwdpo_bench.cli.options import (
     MODEL_HELP,
     BaseUrlOption,
     ConcurrencyOption,
@@ -20,10 +20,10 @@ from cwdpo_bench.cli_options import (
     RetriesOption,
     TimeoutOption,
     load_model,
-    model_path,
     show,
     whole_number,
 )
+from cwdpo_bench.demo import model_path
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.quiet import quiet_libraries
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cwdpo_bench.cli_options import (
+from cwdpo_bench.cli.options import (
     BaseUrlOption,
     ConcurrencyOption,
     FormatOption,

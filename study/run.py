@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.progress import progress_bar
-from cwdpo_bench.study_cell import (
+from cwdpo_bench.study.cell import (
     ELSEWHERE,
     NO_WORD,
     UNFINISHED,
@@ -31,8 +31,8 @@ from cwdpo_bench.study_cell import (
     read_cell,
     run_cell,
 )
-from cwdpo_bench.study_file import Cell, Study, cells, load_study, start_of, tries
-from cwdpo_bench.study_record import write_results
+from cwdpo_bench.study.file import Cell, Study, cells, load_study, start_of, tries
+from cwdpo_bench.study.record import write_results
 
 Say = Callable[[str], None]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 import typer.core
 
-from cwdpo_bench.cli_options import JsonOption, fail, show
+from cwdpo_bench.cli.options import JsonOption, fail, show
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.quiet import quiet_libraries
 

@@ -18,8 +18,9 @@ from typing import Annotated
 
 import typer
 
-from cwdpo_bench import __version__, cli_compare, cli_evaluate, cli_negatives, cli_train
-from cwdpo_bench.cli_options import JsonOption, fail
+from cwdpo_bench import __version__
+from cwdpo_bench.cli import compare, evaluate, negatives, train
+from cwdpo_bench.cli.options import JsonOption, fail
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.quiet import quiet_libraries
 
@@ -125,16 +126,16 @@ def study(
 
 # In the order of --help.
 app.command()(demo)
-app.command()(cli_train.train)
-app.command()(cli_train.export)
-app.command()(cli_train.machines)
-app.command()(cli_train.diagnose)
-app.command()(cli_evaluate.run)
-app.command()(cli_evaluate.score)
-app.command()(cli_compare.compare)
-app.command(cls=cli_compare.GateCommand)(cli_compare.gate)
-app.command()(cli_compare.leaderboard)
-app.command()(cli_compare.report)
-app.command()(cli_evaluate.doctor)
+app.command()(train.train)
+app.command()(train.export)
+app.command()(train.machines)
+app.command()(train.diagnose)
+app.command()(evaluate.run)
+app.command()(evaluate.score)
+app.command()(compare.compare)
+app.command(cls=compare.GateCommand)(compare.gate)
+app.command()(compare.leaderboard)
+app.command()(compare.report)
+app.command()(evaluate.doctor)
 app.command()(study)
-app.add_typer(cli_negatives.app)
+app.add_typer(negatives.app)

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from cwdpo_bench import __version__
-from cwdpo_bench.cli_options import model_path
+from cwdpo_bench.demo import model_path
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.files import is_locked, lock, read_json, write_json
-from cwdpo_bench.study_file import Cell, Study, recipe_of, start_of
+from cwdpo_bench.study.file import Cell, Study, recipe_of, start_of
 from cwdpo_bench.train.data import fingerprint
 
 RECORD = "cell.json"

@@ -1,4 +1,4 @@
-"""What the commands' modules share: options, what a model's name means, how they end and show."""
+"""What the commands' modules share: options, loading, how they end and show."""
 
 from __future__ import annotations
 
@@ -55,21 +55,13 @@ def layout_of(name: str | None) -> str:
     return checked_layout(name or AUTO, "--format")
 
 
-def model_path(model: str) -> str:
-    """Where the model is loaded from."""
-    if model == "demo":
-        from cwdpo_bench.demo import base_path
-
-        return str(base_path())
-    return model
-
-
 def load_model(name: str, *, trust_remote_code: bool = False, dtype: str | None = None) -> VLM:
     """The model, called in results as the user called it."""
     from dataclasses import replace
 
     import torch
 
+    from cwdpo_bench.demo import model_path
     from cwdpo_bench.vlm import load_vlm
 
     precision = None if dtype is None else getattr(torch, dtype)

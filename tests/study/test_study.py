@@ -14,7 +14,6 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from cwdpo_bench import study as studies
 from cwdpo_bench.demo import base_path, first_pairs, training_pairs
 from cwdpo_bench.demo.layouts import SMOKE, render_pairs, write_world
 from cwdpo_bench.demo.systems import DEFAULT, EVERY_SYSTEM, chosen_learning_rates, demo_recipe
@@ -22,11 +21,12 @@ from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import read_json, write_json
 from cwdpo_bench.study import choose, commands, plan, plan_text, run_one, run_study
-from cwdpo_bench.study_cell import RECORD, _alone, benchmarks, read_cell, run_cell
-from cwdpo_bench.study_file import cells, load_study, recipe_of, start_of, tries
-from cwdpo_bench.study_record import unfair
+from cwdpo_bench.study import run as studies
+from cwdpo_bench.study.cell import RECORD, _alone, benchmarks, read_cell, run_cell
+from cwdpo_bench.study.file import cells, load_study, recipe_of, start_of, tries
+from cwdpo_bench.study.record import unfair
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TUNE = {
     "key": "trainer.learning_rate",
     "values": [1e-5, "1e-3"],
@@ -247,7 +247,7 @@ def test_another_model_may_be_studied_in_the_demos_world(
     systems = {"dpo": {"recipe": "dpo"}, "easy": {"recipe": "dpo", "easy_share": 0.5}}
     study = load_study(write(**mine, systems=systems))
     assert study.model == str(tmp_path / "base")
-    monkeypatch.setattr("cwdpo_bench.study_cell.demo_world", lambda: tmp_path / "world")
+    monkeypatch.setattr("cwdpo_bench.study.cell.demo_world", lambda: tmp_path / "world")
     assert benchmarks(cells(study, {})[0]) == tmp_path / "world"
     with pytest.raises(UserError, match=r"world: demo. bring their own"):
         load_study(write(**mine | {"world": None}))

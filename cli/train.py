@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cwdpo_bench.cli_options import (
+from cwdpo_bench.cli.options import (
     FormatOption,
     ImageRootOption,
     JsonOption,
@@ -19,8 +19,8 @@ from cwdpo_bench.cli_options import (
     fail,
     layout_of,
     load_model,
-    model_path,
 )
+from cwdpo_bench.demo import model_path
 from cwdpo_bench.quiet import quiet_libraries
 
 

@@ -18,8 +18,8 @@ from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.files import read_json, write_json, write_text
 from cwdpo_bench.leaderboards import build_report, compare_runs, to_csv, to_json, to_markdown
 from cwdpo_bench.leaderboards.markdown import table
-from cwdpo_bench.study_cell import RECORD, UNFINISHED, benchmarks
-from cwdpo_bench.study_file import Cell, Study
+from cwdpo_bench.study.cell import RECORD, UNFINISHED, benchmarks
+from cwdpo_bench.study.file import Cell, Study
 
 COSTS = ("pairs", "pairs_seen", "steps", "tokens_trained", "tokens_read")
 CURVES = (

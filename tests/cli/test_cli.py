@@ -16,7 +16,7 @@ import pytest
 
 import cwdpo_bench
 from cwdpo_bench.cli import main
-from cwdpo_bench.cli_evaluate import _data_root
+from cwdpo_bench.cli.evaluate import _data_root
 from cwdpo_bench.errors import UserError
 
 COMMANDS = [
