@@ -17,7 +17,7 @@ import torch
 from hypothesis import settings
 
 from cwdpo_bench.demo.tiny import build_processor, build_tiny_vlm
-from families import FAMILIES, save_family
+from families import FAMILIES, TEXT, TOWER, save_family
 
 # Started in the background by a shell, all would ignore Ctrl-C, also the commands that tests stop.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -78,25 +78,11 @@ def build_tiny_idefics3(seed: int) -> tuple[Any, Any]:
                 text_config={
                     "model_type": "llama",
                     "vocab_size": len(tokenizer),
-                    "hidden_size": 64,
-                    "intermediate_size": 128,
-                    "num_hidden_layers": 2,
-                    "num_attention_heads": 4,
-                    "num_key_value_heads": 2,
-                    "max_position_embeddings": 1024,
                     "pad_token_id": tokenizer.pad_token_id,
                     "eos_token_id": tokenizer.eos_token_id,
-                    "bos_token_id": None,
-                    "initializer_range": 0.1,
+                    **TEXT,
                 },
-                vision_config={
-                    "hidden_size": 32,
-                    "intermediate_size": 64,
-                    "num_hidden_layers": 2,
-                    "num_attention_heads": 2,
-                    "image_size": 56,
-                    "patch_size": 14,
-                },
+                vision_config={**TOWER, "image_size": 56, "patch_size": 14},
                 scale_factor=2,
                 image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
                 pad_token_id=tokenizer.pad_token_id,
