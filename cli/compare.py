@@ -77,10 +77,12 @@ class GateCommand(typer.core.TyperCommand):
 
 
 def gate(
-    candidate: Annotated[Path, typer.Option(help="The run folder to judge.")],
+    candidate: Annotated[
+        str, typer.Option(help="The run folder to judge, or NAME=FOLDER,FOLDER: a system's seeds.")
+    ],
     baseline: Annotated[
         str | None,
-        typer.Option(help="A run folder, a file of --write-baseline, or published:CW-DPO."),
+        typer.Option(help="The same, a file of --write-baseline, or published:CW-DPO."),
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="Rules (YAML); else our own.")] = None,
     inconclusive: Annotated[
@@ -113,18 +115,18 @@ def gate(
     raise typer.Exit(status)
 
 
-def _write_baseline(candidate: Path, baseline: str | None, target: Path) -> None:
+def _write_baseline(candidate: str, baseline: str | None, target: Path) -> None:
     from cwdpo_bench.evaluate.results import read_run
     from cwdpo_bench.leaderboards.baseline_file import write_baseline
 
     if baseline is not None:
         raise UserError("gate: --write-baseline judges nothing; leave --baseline out")
-    write_baseline(read_run(candidate), target)
+    write_baseline(read_run(Path(candidate)), target)
     print(f"{target}: {target.stat().st_size:,} bytes")
 
 
 def _gate(
-    candidate: Path,
+    candidate: str,
     baseline: str,
     policy: Path | None,
     inconclusive: Literal["fail", "pass"] | None,

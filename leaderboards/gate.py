@@ -12,14 +12,14 @@ whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cwdpo_bench.errors import UserError, nearest
 from cwdpo_bench.leaderboards.judging import Question, Verdict, judge, put_question
-from cwdpo_bench.leaderboards.paired import Drawn, resample
+from cwdpo_bench.leaderboards.paired import Drawn, Runs, resample
 from cwdpo_bench.leaderboards.policy import ANY_TASK, Limit, Policy, Rule, load_policy
 from cwdpo_bench.leaderboards.sides import PublishedSide, Side, load_candidate, load_side
 from cwdpo_bench.leaderboards.signatures import grave_difference
@@ -107,8 +107,8 @@ class GateResult:
 
 
 def run_gate(
-    candidate: str | Path,
-    baseline: str | Path,
+    candidate: str | Path | Sequence[str | Path],
+    baseline: str | Path | Sequence[str | Path],
     policy: str | Path | Policy | None = None,
     *,
     inconclusive: OnInconclusive | None = None,
@@ -116,8 +116,8 @@ def run_gate(
     """Judge a candidate against a baseline. Mistakes in the input are an answer: "not judged".
 
     Args:
-        candidate: a run folder.
-        baseline: a run folder, a file of `gate --write-baseline`, or `published:NAME`.
+        candidate: a run folder, or those of a system's seeds: a list, or `NAME=FOLDER,FOLDER`.
+        baseline: the same, a file of `gate --write-baseline`, or `published:NAME`.
         policy: a policy or its file; the package's own by default.
         inconclusive: in place of the policy's.
     """
@@ -148,7 +148,7 @@ def run_gate(
         baseline=sides[1].name,
         policy=source,
         level=rules.level,
-        notes=_notes(sides[1]),
+        notes=tuple(_notes(*sides)),
     )
 
 
@@ -172,14 +172,20 @@ def _overall(checks: tuple[Check, ...]) -> Verdict:
     return "pass" if verdicts else "not judged"
 
 
-def _notes(baseline: Side | PublishedSide) -> tuple[str, ...]:
+def _notes(candidate: Side, baseline: Side | PublishedSide) -> Iterator[str]:
     if isinstance(baseline, PublishedSide):
-        return (
+        yield (
             "the baseline is a published figure: a point of another model on other settings, whose "
             "own uncertainty is unknown; there is no paired test, and a verdict is no more than "
-            "where the candidate's interval lies",
+            "where the candidate's interval lies"
         )
-    return ()
+    sides = [side for side in (candidate, baseline) if isinstance(side, Side)]
+    if any(side.seeds > 1 for side in sides):
+        told = ", ".join(f"{side.name}: {side.seeds}" for side in sides)
+        yield (
+            f"seeds ({told}): values are means over them, and their spread is part of every "
+            "interval; more of them narrow it where more samples would not"
+        )
 
 
 # --- which checks there are ----------------------------------------------------------------------
@@ -219,7 +225,7 @@ def _places(
         if rule.group != "*":
             yield task, rule.group
         elif task in candidate.tasks:
-            yield from ((task, name) for name in sorted(candidate.tasks[task].group_names))
+            yield from ((task, name) for name in sorted(candidate.tasks[task][0].group_names))
         else:
             yield task, None
 
@@ -230,7 +236,7 @@ class _Parts:
     def __init__(self, candidate: Side, baseline: Side | PublishedSide, metrics: list[str]) -> None:
         self._candidate, self._baseline, self._metrics = candidate, baseline, metrics
         self._drawn: dict[tuple[str, str | None], dict[str, dict[str, Drawn]]] = {}
-        self._whole: dict[str, bool] = {}
+        self._same: dict[str, int] = {}
 
     def question(self, task: str, group: str | None, metric: str, limit: Limit) -> Question:
         """What `judge` needs for one limit.
@@ -241,16 +247,17 @@ class _Parts:
         candidate, baseline = self._candidate, self._baseline
         if task not in candidate.tasks:
             raise UserError(f"{candidate.name} did not run {task}")
-        own = _part(candidate.tasks[task], group, candidate.name, task)
-        _need_metric(own, metric, candidate.name, task)
-        other = None
+        own = [_part(run, group, candidate.name, task) for run in candidate.tasks[task]]
+        for run in own:
+            _need_metric(run, metric, candidate.name, task)
+        other: list[TaskStatistics] = []
         if limit.kind != "min_value":
             if not baseline.has(task, group, metric):
                 where = task if group is None else f"{task} [{group}]"
                 raise UserError(f"{baseline.name} has no {metric} of {where}")
             if isinstance(baseline, Side):
-                self._check_comparable(task)
-                other = _part(baseline.tasks[task], group, baseline.name, task)
+                other = [_part(run, group, baseline.name, task) for run in baseline.tasks[task]]
+        self._check_comparable(task, [candidate, baseline] if other else [candidate])
         drawn = self._resampled(task, group, own, other)
         point = None
         if limit.kind == "min_value":
@@ -260,22 +267,29 @@ class _Parts:
         paired = drawn.get("baseline", {}).get(metric) if point is None else None
         return put_question(metric, limit, own, other, drawn["candidate"][metric], paired, point)
 
-    def _check_comparable(self, task: str) -> None:
-        candidate, baseline = self._candidate, self._baseline
-        assert isinstance(baseline, Side)
-        if told := grave_difference(candidate.signatures[task], baseline.signatures[task]):
-            raise UserError(f"the two runs did not do the same task ({told})")
-        if task not in self._whole:
-            one, other = candidate.tasks[task], baseline.tasks[task]
-            check_same_samples(one, other, f"{task}: {candidate.name}", baseline.name)
-            self._whole[task] = True
+    def _check_comparable(self, task: str, sides: Sequence[Side | PublishedSide]) -> None:
+        """All runs did the same task on the same samples."""
+        if self._same.get(task, 0) >= len(sides):
+            return
+        runs = [
+            (side.name, signature, statistics)
+            for side in sides
+            if isinstance(side, Side)
+            for signature, statistics in zip(side.signatures[task], side.tasks[task], strict=True)
+        ]
+        (name, signature, first), *others = runs
+        for other_name, other_signature, other in others:
+            if told := grave_difference(signature, other_signature):
+                raise UserError(f"the two runs did not do the same task ({told})")
+            check_same_samples(first, other, f"{task}: {name}", other_name)
+        self._same[task] = len(sides)
 
     def _resampled(
-        self, task: str, group: str | None, own: TaskStatistics, other: TaskStatistics | None
+        self, task: str, group: str | None, own: Runs, other: Runs
     ) -> dict[str, dict[str, Drawn]]:
         found = self._drawn.get((task, group), {})
-        if not found or (other is not None and "baseline" not in found):
-            systems = {"candidate": [own]} | ({} if other is None else {"baseline": [other]})
+        if not found or (other and "baseline" not in found):
+            systems = {"candidate": own} | ({"baseline": other} if other else {})
             found = resample(systems, self._metrics, resamples=RESAMPLES, seed=SEED)
             self._drawn[task, group] = found
         return found

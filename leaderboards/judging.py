@@ -10,6 +10,9 @@ a limit d:
 - `max_drop`, `max_rise`: pass where loss > d is excluded, or where it is not shown although a loss
   of d + `detect` would have been found with 80 % chance; otherwise inconclusive.
 
+A side of several seeds is judged by the mean over them, with their spread: seeds are drawn first,
+then samples within them (`paired.py`), and the tails are Student's.
+
 Source of the non-inferiority test: Schuirmann (1987), one side of it.
 """
 
@@ -20,18 +23,18 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from cwdpo_bench.calibration import bootstrap_stderr, percentile_interval
 from cwdpo_bench.evaluate.metrics import METRICS
 from cwdpo_bench.leaderboards.display import interval, number
-from cwdpo_bench.leaderboards.paired import ROUNDING, Drawn
+from cwdpo_bench.leaderboards.paired import ROUNDING, Drawn, Runs
 from cwdpo_bench.leaderboards.policy import Kind, Limit
 from cwdpo_bench.leaderboards.signatures import FEW_SAMPLES
 from cwdpo_bench.leaderboards.significance import detectable, samples_needed
 from cwdpo_bench.leaderboards.statistics import (
     SHARES,
     Floats,
-    TaskStatistics,
     same_statistics,
 )
 
@@ -48,7 +51,7 @@ class Question:
         detect: beyond the limit, for max_drop and max_rise.
         value, reference: candidate's, and what it is held against.
         sign: −1 where a rise is a loss.
-        resampled: candidate − reference in each resample [R].
+        resampled: candidate − reference in each resample [R]; seeds widen it (`_as_students`).
         clusters: that were drawn.
         identical: both sides gave the same answers, as far as any metric can tell.
         p: one-sided, of "the loss is within the limit".
@@ -94,8 +97,8 @@ class Answer(NamedTuple):
 def put_question(
     metric: str,
     limit: Limit,
-    candidate: TaskStatistics,
-    baseline: TaskStatistics | None,
+    candidate: Runs,
+    baseline: Runs,
     drawn: Drawn,
     paired: Drawn | None,
     point: float | None,
@@ -105,8 +108,8 @@ def put_question(
     Args:
         metric: what is limited.
         limit: how.
-        candidate: its statistics.
-        baseline: those of the baseline on the same samples; None where there is only a point.
+        candidate: statistics of its runs, one a seed.
+        baseline: those of the baseline on the same samples; none where there is only a point.
         drawn: the candidate's value and resampled values.
         paired: the baseline's in the same resamples.
         point: a floor or a published figure in its place.
@@ -115,11 +118,14 @@ def put_question(
     assert reference is not None
     differences = drawn.resampled - (reference if paired is None else paired.resampled)
     differences = np.where(np.abs(differences) < ROUNDING, 0.0, differences)
+    seeds = [len(runs) for runs in (candidate, baseline) if len(runs) > 1]
+    if seeds:
+        differences = _as_students(differences, drawn.value - reference, min(seeds) - 1)
     higher = METRICS[metric].higher_is_better
     sign = -1.0 if limit.kind == "max_rise" or higher is False else 1.0
     allowed = 0.0 if limit.kind == "min_value" else limit.value
     kept = differences[np.isfinite(differences)]
-    clusters = candidate.cluster_count
+    clusters = candidate[0].cluster_count
     return Question(
         metric=metric,
         kind=limit.kind,
@@ -130,15 +136,30 @@ def put_question(
         sign=sign,
         resampled=kept,
         clusters=clusters,
-        identical=baseline is not None
-        and paired is not None
-        and same_statistics(candidate, baseline),
+        identical=paired is not None
+        and bool(baseline)
+        and all(same_statistics(run, baseline[0]) for run in (*candidate, *baseline)),
         p=max(
             (1 + int((sign * kept >= -allowed - ROUNDING).sum())) / (len(kept) + 1),
             # As for two-sided tests: one cluster, drawn again and again, is no certainty.
             2.0 ** -min(clusters, 1000),
         ),
     )
+
+
+def _as_students(differences: Floats, value: float, freedom: int) -> Floats:
+    """Resampled differences whose tails are Student's, as wide as so few seeds ask for.
+
+    Each deviation keeps its place: a normal deviate of the resamples' standard deviation becomes
+    the one of Student's t with the same tail. The degrees of freedom are those of the side with
+    the fewest seeds, as if all the spread were the seeds': on the safe side where it is not.
+    """
+    stderr = bootstrap_stderr(differences[np.isfinite(differences)])
+    if stderr == 0:
+        return differences
+    deviates = (differences - value) / stderr
+    wide = np.sign(deviates) * stats.t.isf(stats.norm.sf(np.abs(deviates)), freedom)
+    return np.asarray(value + stderr * wide)
 
 
 def judge(question: Question, p_holm: float, level: float, family: int) -> Answer:

@@ -135,16 +135,7 @@ def _judge(
     comparison: Comparison, system: System, base: System, policy: Path | None
 ) -> SystemVerdict:
     findings = tuple(_findings(comparison, system.name))
-    if len(system.paths) > 1 or len(base.paths) > 1:
-        several = system if len(system.paths) > 1 else base
-        reason = (
-            f"the gate judges single runs, and {plain(several.name)} is {len(several.paths)} "
-            "seeds; the differences below are over the seeds"
-        )
-        return SystemVerdict(
-            system.name, "not judged", SIGNS["not judged"], "seeds", reason, findings
-        )
-    result = run_gate(system.path, base.path, policy)
+    result = run_gate(system.paths, base.paths, policy)
     failed = tuple(line_of(c) for c in result.checks if c.verdict != "pass")
     return SystemVerdict(
         name=system.name,

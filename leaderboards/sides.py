@@ -1,39 +1,46 @@
-"""The two sides of a gate: a run folder, a committed baseline file, or a published row."""
+"""The two sides of a gate: runs of one system, a committed baseline file, or a published row."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cwdpo_bench.errors import UserError, nearest
-from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.leaderboards import published
 from cwdpo_bench.leaderboards.baseline_file import read_baseline
 from cwdpo_bench.leaderboards.display import scale
 from cwdpo_bench.leaderboards.statistics import TaskStatistics, read_statistics
+from cwdpo_bench.leaderboards.systems import holders_of, parse_systems, read_systems
 
 PUBLISHED = "published:"
 
 
 @dataclass(frozen=True)
 class Side:
-    """What a run leaves to judge it by.
+    """What the runs of a system leave to judge it by, one a training seed.
 
     Attributes:
-        name: of the run, in messages.
-        tasks: statistics by task.
-        signatures: by task.
+        name: in messages.
+        tasks: statistics of each run, by task.
+        signatures: of each run, by task.
     """
 
     name: str
-    tasks: dict[str, TaskStatistics]
-    signatures: dict[str, str]
+    tasks: dict[str, tuple[TaskStatistics, ...]]
+    signatures: dict[str, tuple[str, ...]]
+
+    @property
+    def seeds(self) -> int:
+        """How many runs it has."""
+        return max((len(runs) for runs in self.tasks.values()), default=1)
 
     def has(self, task: str, group: str | None, metric: str) -> bool:
         """Whether there is something to compare with."""
-        part = self.tasks.get(task)
-        known = part is not None and (group is None or group in part.group_names)
-        return known and part is not None and metric in part.blocks
+        return task in self.tasks and all(
+            (group is None or group in part.group_names) and metric in part.blocks
+            for part in self.tasks[task]
+        )
 
 
 @dataclass(frozen=True)
@@ -55,35 +62,50 @@ class PublishedSide:
         return (task, metric, group) in self.figures
 
 
-def load_candidate(path: str | Path) -> Side:
-    """A run folder; a run is refused whose values do not follow from its samples.
+def load_candidate(runs: str | Path | Sequence[str | Path]) -> Side:
+    """A run folder, the folders of several seeds, or both as `NAME=FOLDER,FOLDER`.
 
     Raises:
-        UserError: the folder is missing or broken.
+        UserError: a folder is missing, broken or given twice, its values do not follow from its
+            samples, or a task was not run by every seed.
     """
-    run = read_run(Path(path))
-    tasks = {name: read_statistics(run, name) for name in run.results["tasks"]}
+    if isinstance(runs, str | Path):
+        systems = read_systems(parse_systems([str(runs)]))
+    else:
+        systems = read_systems({"": runs})
+    name, folders = next(iter(systems.items()))
+    found = dict.fromkeys(task for run in folders for task in run.results["tasks"])
+    for task in found:
+        holders_of(task, systems)
     return Side(
-        name=run.results["model"]["name"],
-        tasks=tasks,
-        signatures={name: task["signature"] for name, task in run.results["tasks"].items()},
+        name=name or folders[0].results["model"]["name"],
+        tasks={task: tuple(read_statistics(run, task) for run in folders) for task in found},
+        signatures={
+            task: tuple(run.results["tasks"][task]["signature"] for run in folders)
+            for task in found
+        },
     )
 
 
-def load_side(baseline: str | Path) -> Side | PublishedSide:
-    """A run folder, a file of `write_baseline`, or `published:NAME`.
+def load_side(baseline: str | Path | Sequence[str | Path]) -> Side | PublishedSide:
+    """What `load_candidate` reads, a file of `write_baseline`, or `published:NAME`.
 
     Raises:
         UserError: it is none of them, or broken.
     """
+    if not isinstance(baseline, str | Path):
+        return load_candidate(baseline)
     if str(baseline).startswith(PUBLISHED):
         return _published(str(baseline).removeprefix(PUBLISHED))
     path = Path(baseline)
     if not path.is_file():
-        return load_candidate(path)
+        return load_candidate(baseline)
     header, tasks = read_baseline(path)
-    signatures = {name: task["signature"] for name, task in header["tasks"].items()}
-    return Side(f"{header['model']} ({path.name})", tasks, signatures)
+    return Side(
+        f"{header['model']} ({path.name})",
+        {name: (task,) for name, task in tasks.items()},
+        {name: (task["signature"],) for name, task in header["tasks"].items()},
+    )
 
 
 def _published(name: str) -> PublishedSide:

@@ -461,7 +461,7 @@ def test_false_alarms_are_as_rare_as_the_level_says(make):
             m: np.column_stack([generator.gamma(2, 0.5, size), np.ones(size)]) for m in metrics
         }
         whole = TaskStatistics(ids, ids, ((),) * size, np.ones(size, bool), {}, blocks)
-        return Side(name, {"coco": whole}, {"coco": ""})
+        return Side(name, {"coco": (whole,)}, {"coco": ("",)})
 
     alarms = sum(
         any(

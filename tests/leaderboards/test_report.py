@@ -19,6 +19,7 @@ from cwdpo_bench.calibration import ece
 from cwdpo_bench.errors import UserError
 from cwdpo_bench.evaluate.results import read_run
 from cwdpo_bench.leaderboards import build_report, compare_runs
+from cwdpo_bench.leaderboards.gate import run_gate
 from cwdpo_bench.leaderboards.report_calibration import calibration_of, option_probabilities
 from cwdpo_bench.leaderboards.report_dynamics import draw_strips, read_recipes
 from cwdpo_bench.leaderboards.report_pictures import Wanted, gather_pictures
@@ -94,9 +95,9 @@ def test_runs_without_probabilities_say_so(make, tmp_path) -> None:
     assert blocks(page)["samples-0"]["rows"][0]["a"][0][2] is None
 
 
-def test_seeds_of_a_system_are_one_card_that_the_gate_does_not_judge(runs) -> None:
-    page = build_report({"base": [runs[0]], "ours": runs[1:]})
-    assert "The gate judges single runs, and ours is 2 seeds" in page
+def test_seeds_of_a_system_are_one_card_that_the_gate_judges(runs) -> None:
+    (ours,) = judge_systems(compare_runs({"base": [runs[0]], "ours": runs[1:]}))
+    assert ours.verdict == run_gate(runs[1:], [runs[0]]).verdict != "not judged"
 
 
 def test_a_task_that_the_baseline_lacks_is_shown(make, tmp_path) -> None:
