@@ -15,7 +15,7 @@ from scipy import stats
 
 from cwdpo_bench.files import read_json, write_json
 from cwdpo_bench.study import run_one
-from cwdpo_bench.study.file import cells, load_study
+from cwdpo_bench.study.file import cells, load_study, tries
 
 DOCS = Path(__file__).parents[1] / "docs"
 CELL = ("dpo-easy-0", 0)
@@ -65,8 +65,12 @@ def test_the_records_are_small_and_whole() -> None:
 )
 def test_a_record_has_the_cells_that_its_file_asks_for(file: Path) -> None:
     study = load_study(DOCS / f"{file.stem}.yaml")
-    asked = {cell.key: cell.settings for cell in cells(study, {})}
-    assert {cell["cell"]: cell["settings"] for cell in read_json(file)["cells"]} == asked
+    record = read_json(file)
+    chosen = record.get("chosen", {}).get("values", {})
+    asked = {cell.key: cell.settings for cell in cells(study, chosen)}
+    assert {cell["cell"]: cell["settings"] for cell in record["cells"]} == asked
+    tried = [attempt.settings for attempt in tries(study)]
+    assert [attempt["settings"] for attempt in record.get("tries", [])] == tried
 
 
 def test_a_new_record_keeps_the_cells_that_it_lacks(
@@ -77,6 +81,7 @@ def test_a_new_record_keeps_the_cells_that_it_lacks(
     def record(*taken: tuple[int, float]) -> dict[str, Any]:
         return {
             **{"study": "s.yaml", "model": "demo", "seeds": [], "warnings": [], "failed": {}},
+            **{"chosen": {}, "tries": []},
             "comparison": {"systems": [{"provenance": {"libraries": {}}}]},
             "cells": [
                 {"cell": f"cells/a/seed-{k}", "row": "a", "seed": k, "scores": x} for k, x in taken
@@ -97,6 +102,19 @@ def test_what_two_studies_trained_scores_the_same_in_both() -> None:
         assert cell["scores"] == {
             name: pytest.approx(first[seed]["scores"][name], abs=1e-6) for name in cell["scores"]
         }
+
+
+def test_the_study_of_captions_scored_what_the_first_one_trained() -> None:
+    first, again = remake.read("study"), remake.read("study-captions")
+    ends = {
+        name: {
+            (row, seed): cell["curves"]["chosen_mean_logp"][-1]
+            for row in remake.SYSTEMS
+            for seed, cell in cells_of_it[row].items()
+        }
+        for name, cells_of_it in (("first", first), ("again", again))
+    }
+    assert ends["again"] == pytest.approx(ends["first"], abs=1e-5)
 
 
 def test_intervals_and_p_are_scipys() -> None:
@@ -206,6 +224,9 @@ def test_marks_tell_better_from_worse_and_only_where_it_is_sure() -> None:
         assert f"| low | -0.0 {worse} |" in text
         assert "| noisy | 1.3 |" in text
         assert "| **ours** | 1.0 |" in text
+        # One of the family that lacks the score is no part of it.
+        more = {**found, "other": {k: {"scores": {}} for k in range(3)}}
+        assert remake.marked_table(more, list(found), columns, "ours", ["other"]) == text
 
 
 @pytest.mark.slow

@@ -48,8 +48,13 @@ def take(file: Path) -> None:
         record["cells"] = [*(before | {cell["cell"]: cell for cell in record["cells"]}).values()]
         record["seeds"] = sorted({cell["seed"] for cell in record["cells"]})
     kept = {
-        key: record[key] for key in ("study", "model", "seeds", "cells", "warnings", "failed")
+        key: record[key]
+        for key in ("study", "model", "seeds", "chosen", "cells", "warnings", "failed")
     } | {"libraries": record["comparison"]["systems"][0]["provenance"]["libraries"]}
+    kept["tries"] = [
+        {key: attempt[key] for key in ("system", "settings", "scores")}
+        for attempt in record["tries"]
+    ]
     # A cell a line: a record that changes can be read as a difference.
     cells = ",\n".join(json.dumps(cell, allow_nan=False) for cell in kept.pop("cells"))
     head = json.dumps(kept, allow_nan=False)[:-1]
@@ -229,14 +234,18 @@ def marked_table(
 ) -> str:
     """Means over seeds; ▲ and ▼ where Holm's p of the difference to `against` is at most 0.05.
 
-    ▲ is better: higher, but for calibration errors and CHAIR. Holm's family are the rows and
-    `family`, so that a table of some rows marks what the table of all does.
+    ▲ is better: higher, but for calibration errors and CHAIR. Holm's family are the rows and those
+    of `family` that have the score, so that a table of some rows marks what the table of all does.
     """
     rows = [row for row in rows if row in cells]
     tested = [row for row in dict.fromkeys((*rows, *family)) if row in cells and row != against]
     lines = [[f"**{row}**" if row == against else row] for row in rows]
     for heading, measure, digits in columns:
-        found = {row: paired(cells, row, against, measure) for row in tested}
+        found = {
+            row: paired(cells, row, against, measure)
+            for row in tested
+            if row in rows or _is_measured(cells[row], measure)
+        }
         adjusted = dict(zip(found, holm([p_value(x) for x in found.values()]), strict=True))
         lower_is_better = "ECE" in heading or "CHAIR" in heading
         for line, row in zip(lines, rows, strict=True):
@@ -245,6 +254,13 @@ def marked_table(
                 text += " ▲" if (np.mean(found[row]) < 0) == lower_is_better else " ▼"
             line.append(text)
     return table(["system", *(heading for heading, *_ in columns)], lines)
+
+
+def _is_measured(seeds: dict[int, dict[str, Any]], measure: Measure) -> bool:
+    try:
+        return bool([measure(cell) for cell in seeds.values()])
+    except KeyError:
+        return False
 
 
 def verdicts(cells: Cells, row: str) -> str:
@@ -311,7 +327,18 @@ SCORES: tuple[Column, ...] = (
     ("MMMU ECE", score("mmmu/ece"), 1),
     ("chosen ℓ̄", end("chosen_mean_logp"), 3),
 )
-SETTINGS = ("split-0.25", "split-0.9", "lambda-1,C-6")
+CAPTIONS: tuple[Column, ...] = (
+    ("Flickr30k CIDEr", score("flickr30k/CIDEr"), 0),
+    ("Flickr30k token ECE", score("flickr30k/token_ece"), 1),
+    ("distinct-1", score("flickr30k/distinct-1"), 1),
+    ("distinct-2", score("flickr30k/distinct-2"), 1),
+    ("self-CIDEr", score("flickr30k/self-CIDEr"), 1),
+    ("Vendi", score("flickr30k/vendi", 1), 2),
+)
+SHARES_OF_STAGES = ("split-0.25", "split-0.5", "split-0.9")
+CONSTRAINTS = ("lambda-1", "C-6", "lambda-1,C-6")
+SETTINGS = (*SHARES_OF_STAGES, *CONSTRAINTS)
+SIZED = ("sft", "cw-dpo")
 PENALTY: tuple[Column, ...] = (
     ("C", stage1("threshold"), 2),
     ("penalty acted, % of steps", stage1("penalty_active", 100), 0),
@@ -363,8 +390,21 @@ def tables() -> dict[str, str]:
         "ablations": ablations(systems),
         "speed": speed(systems),
         "regret": regret(read("stopping")),
+        **captions(),
         **architectures(),
+        **llava_systems(systems),
+        **widths(squeezing),
         **sensitivity(squeezing, systems),
+    }
+
+
+def captions() -> dict[str, str]:
+    """What study.yaml does not score: Flickr30k, and the diversity of sampled captions."""
+    cells = read("study-captions")
+    pairs = [(row, "cw-dpo") for row in SYSTEMS if row != "cw-dpo"]
+    return {
+        "captions": values_table(cells, ("base", *SYSTEMS), CAPTIONS),
+        "captions-differences": differences_table(cells, pairs, CAPTIONS),
     }
 
 
@@ -389,6 +429,74 @@ def architectures() -> dict[str, str]:
     }
 
 
+def llava_systems(qwen: Cells) -> dict[str, str]:
+    """The systems at rates of their own, and the ablations, on the second architecture."""
+    llava = read("study-llava-systems")
+    rows = ("sft", "sft-c", "dpo", "sft-c+dpo", "cw-dpo")
+    pairs = [(row, "cw-dpo") for row in rows if row != "cw-dpo"]
+    both = {"Qwen2.5-VL": qwen, "LLaVA-1.5": {**llava, **read("study-llava-ablations")}}
+    return {
+        "llava-tries": tries("study-llava-systems", "coco/CIDEr"),
+        "llava-systems": values_table(llava, ("base", *rows), SCORES[:-1]),
+        "llava-systems-differences": side_by_side(both, pairs, [SCORES[k] for k in (0, 1, 5)]),
+        "llava-ablations": side_by_side(
+            both, [(row, "cw-dpo") for row in ABLATIONS], [SCORES[k] for k in (0, 5)]
+        ),
+    }
+
+
+def tries(name: str, metric: str) -> str:
+    """All tries of a study on validation data, the chosen one bold."""
+    record = read_json(FOLDER / f"{name}.json")
+    key, chosen = record["chosen"]["key"], record["chosen"]["values"]
+    found: dict[str, dict[float, float]] = {}
+    for attempt in record["tries"]:
+        value = float(attempt["settings"][key])
+        found.setdefault(attempt["system"], {})[value] = attempt["scores"][metric]
+    values = sorted({value for scores in found.values() for value in scores})
+    lines = [
+        [
+            row,
+            *(
+                f"**{100 * scores[value]:.0f}**"
+                if value == float(chosen[row])
+                else f"{100 * scores[value]:.0f}"
+                for value in values
+            ),
+        ]
+        for row, scores in found.items()
+    ]
+    return table(["system", *(f"{value:g}" for value in values)], lines)
+
+
+def widths(bundled: Cells) -> dict[str, str]:
+    """The main rows of study-squeezing.yaml on three widths of the model."""
+    grown = read("study-width")
+    rows = ("dpo", "cooled", "fixed-0.25", "cw-dpo", "sft")
+    studies = {
+        f"width {size}": bundled
+        if size == 128
+        else {row: grown[f"{row}-{size}"] for row in ("base", *rows)}
+        for size in (64, 128, 192)
+    }
+    every: Cells = {}
+    for row in ("start", *rows):
+        for name, cells in studies.items():
+            every[f"{row}, {name}"] = start(cells) if row == "start" else cells[row]
+    pairs = [
+        *(("cooled", "dpo"), ("cw-dpo", "dpo"), ("cooled", "fixed-0.25")),
+        *(("cooled", "sft"), ("cw-dpo", "sft")),
+    ]
+    return {
+        "widths": values_table(every, list(every), [DYNAMICS[k] for k in (0, 1, 3, 4, 5, 7)]),
+        "widths-verdicts": table(
+            ["system", *studies],
+            [[row, *(verdicts(cells, row) for cells in studies.values())] for row in rows],
+        ),
+        "widths-differences": side_by_side(studies, pairs, [DYNAMICS[k] for k in (0, 4, 7)]),
+    }
+
+
 def start(cells: Cells) -> dict[int, dict[str, Any]]:
     """The base as a row: every training's first measurement, and the base's own scores."""
     curves = next(iter(cells["dpo"].values()))["curves"]
@@ -398,11 +506,16 @@ def start(cells: Cells) -> dict[int, dict[str, Any]]:
 
 def front() -> dict[str, str]:
     """README's table: every system at its own rate, and what a rate ten times as high does."""
-    columns = [SCORES[k] for k in (0, 1, 2, 3, 5, 6)]
+    columns = [SCORES[0], CAPTIONS[0], *(SCORES[k] for k in (1, 2, 3, 5, 6))]
+    # The same trainings, scored on another benchmark.
+    systems, flickr = read("study"), read("study-captions")
+    for row in SYSTEMS:
+        for seed, cell in systems[row].items():
+            cell["scores"] |= flickr[row][seed]["scores"]
     squeezing = read("study-squeezing")
     harsh = ("sft", "dpo", "sft-c+dpo", "cw-dpo", "fixed-0.25")
     return {
-        "systems": marked_table(read("study"), SYSTEMS, columns, "cw-dpo", FAST),
+        "systems": marked_table(systems, SYSTEMS, columns, "cw-dpo", FAST),
         "high-rate": marked_table(squeezing, harsh, (DYNAMICS[0], DYNAMICS[4], CIDER), "cw-dpo"),
     }
 
@@ -447,15 +560,27 @@ def sensitivity(squeezing: Cells, systems: Cells) -> dict[str, str]:
         "settings-differences": differences_table(
             cells, [(row, "cw-dpo") for row in SETTINGS], columns
         ),
-        "penalty": values_table(cells, ("cw-dpo", *SETTINGS), PENALTY),
+        "penalty": values_table(cells, ("cw-dpo", *CONSTRAINTS), PENALTY),
         "weights": values_table(cooling, ("cooled", *weights), WEIGHTS),
         "weights-differences": differences_table(
             cooling, [(row, "cooled") for row in weights], WEIGHTS[1:]
         ),
-        "sizes": values_table(cells, ("sft", "cw-dpo", "sft-94", "cw-dpo-94"), columns),
+        "sizes": values_table(
+            cells,
+            [
+                f"{row}{size}"
+                for size in ("", "-375", "-94")
+                for row in SIZED
+                if row + size in cells
+            ],
+            columns,
+        ),
         "sizes-differences": differences_table(
             cells,
-            [("cw-dpo-94", "sft-94"), ("sft-94", "sft"), ("cw-dpo-94", "cw-dpo")],
+            [
+                *((f"cw-dpo{size}", f"sft{size}") for size in ("", "-375", "-94")),
+                *((f"{row}-94", row) for row in SIZED),
+            ],
             columns,
         ),
     }

@@ -188,8 +188,9 @@ def test_every_system_gets_the_same_tries_on_validation_data(write: Callable[...
     ("name", "number"),
     [
         *(("study", 126), ("study-squeezing", 86), ("study-llava", 36)),
-        *(("study-sensitivity", 35), ("study-cooling", 12)),
-        *(("study-captions", 46), ("study-llava-systems", 66), ("study-width", 52)),
+        *(("study-sensitivity", 60), ("study-cooling", 20)),
+        ("study-llava-ablations", 30),
+        *(("study-captions", 46), ("study-llava-systems", 26), ("study-width", 52)),
     ],
 )
 def test_the_documented_studies_are_valid_and_fair_in_steps(name: str, number: int) -> None:
