@@ -52,6 +52,7 @@ class Question:
         value, reference: candidate's, and what it is held against.
         sign: −1 where a rise is a loss.
         resampled: candidate − reference in each resample [R]; seeds widen it (`_as_students`).
+        spread: standard error of the difference, by few seeds times what t's 5 % bound is wider.
         clusters: that were drawn.
         identical: both sides gave the same answers, as far as any metric can tell.
         p: one-sided, of "the loss is within the limit".
@@ -65,6 +66,7 @@ class Question:
     reference: float
     sign: float
     resampled: Floats
+    spread: float
     clusters: int
     identical: bool
     p: float
@@ -82,7 +84,7 @@ class Question:
         of three), whose differences of ±1 have the standard error √3/C.
         """
         floor = math.sqrt(3) / self.clusters if self.metric in SHARES else 0.0
-        return max(bootstrap_stderr(self.resampled), floor)
+        return max(self.spread, floor)
 
 
 class Answer(NamedTuple):
@@ -118,9 +120,13 @@ def put_question(
     assert reference is not None
     differences = drawn.resampled - (reference if paired is None else paired.resampled)
     differences = np.where(np.abs(differences) < ROUNDING, 0.0, differences)
+    spread = bootstrap_stderr(differences[np.isfinite(differences)])
     seeds = [len(runs) for runs in (candidate, baseline) if len(runs) > 1]
     if seeds:
-        differences = _as_students(differences, drawn.value - reference, min(seeds) - 1)
+        freedom = min(seeds) - 1
+        differences = _as_students(differences, drawn.value - reference, spread, freedom)
+        # Not the standard deviation of the widened: t's on one or two degrees of freedom has none.
+        spread *= float(stats.t.isf(0.05, freedom) / stats.norm.isf(0.05))
     higher = METRICS[metric].higher_is_better
     sign = -1.0 if limit.kind == "max_rise" or higher is False else 1.0
     allowed = 0.0 if limit.kind == "min_value" else limit.value
@@ -135,6 +141,7 @@ def put_question(
         reference=reference,
         sign=sign,
         resampled=kept,
+        spread=spread,
         clusters=clusters,
         identical=paired is not None
         and bool(baseline)
@@ -147,14 +154,13 @@ def put_question(
     )
 
 
-def _as_students(differences: Floats, value: float, freedom: int) -> Floats:
+def _as_students(differences: Floats, value: float, stderr: float, freedom: int) -> Floats:
     """Resampled differences whose tails are Student's, as wide as so few seeds ask for.
 
     Each deviation keeps its place: a normal deviate of the resamples' standard deviation becomes
     the one of Student's t with the same tail. The degrees of freedom are those of the side with
     the fewest seeds, as if all the spread were the seeds': on the safe side where it is not.
     """
-    stderr = bootstrap_stderr(differences[np.isfinite(differences)])
     if stderr == 0:
         return differences
     deviates = (differences - value) / stderr

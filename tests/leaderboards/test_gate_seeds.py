@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ def test_seeds_that_disagree_show_less_than_one_run_would(seeds: Any) -> None:
     assert check.verdict == "inconclusive"
     low, high = check.interval
     assert low < -0.5 < 0.4 < high
+    # The standard error of three such seeds is .218; t's 5 % bound is 1.775 times the normal one.
+    able = re.search(r"can show a change of ([\d.]+)", check.reason)
+    assert able is not None
+    assert float(able[1]) == pytest.approx(100 * 0.218 * 1.775 * 2.486, rel=0.05)
 
 
 def test_the_same_seeds_against_themselves_pass(seeds: Any) -> None:
@@ -88,12 +93,12 @@ def test_a_mistake_is_no_verdict(seeds: Any, make: Any, tmp_path: Path) -> None:
 
 def test_students_tails_keep_order_mean_and_place() -> None:
     normal = np.random.default_rng(0).normal(3, 2, 200_000)
-    wide = _as_students(normal, 3, 2)
+    wide = _as_students(normal, 3, normal.std(), 2)
     assert (np.argsort(wide) == np.argsort(normal)).all()
     for share in (0.01, 0.05, 0.5, 0.95, 0.99):
         expected = 3 + normal.std() * stats.t.ppf(share, 2)
         assert np.quantile(wide, share) == pytest.approx(expected, abs=0.25)
-    assert _as_students(np.zeros(5), 0, 2).tolist() == [0] * 5
+    assert _as_students(np.zeros(5), 0, 0, 2).tolist() == [0] * 5
 
 
 def _alarms(seeds: int, rules: Policy, trials: int) -> float:
