@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from cwdpo_bench.demo import model_path
 from cwdpo_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,6 @@ def load_model(name: str, *, trust_remote_code: bool = False, dtype: str | None 
 
     import torch
 
-    from cwdpo_bench.demo import model_path
     from cwdpo_bench.vlm import load_vlm
 
     precision = None if dtype is None else getattr(torch, dtype)

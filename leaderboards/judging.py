@@ -32,11 +32,7 @@ from cwdpo_bench.leaderboards.paired import ROUNDING, Drawn, Runs
 from cwdpo_bench.leaderboards.policy import Kind, Limit
 from cwdpo_bench.leaderboards.signatures import FEW_SAMPLES
 from cwdpo_bench.leaderboards.significance import detectable, samples_needed
-from cwdpo_bench.leaderboards.statistics import (
-    SHARES,
-    Floats,
-    same_statistics,
-)
+from cwdpo_bench.leaderboards.statistics import SHARES, Floats, same_statistics
 
 Verdict = Literal["pass", "regression", "inconclusive", "not judged"]
 

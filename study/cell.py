@@ -138,8 +138,8 @@ def _train_and_score(study: Study, cell: Cell, folder: Path, record: dict[str, A
     from cwdpo_bench.train.run import train
     from cwdpo_bench.vlm import load_vlm
 
-    start = study.model_of(cell.system)
-    base = model_path(start)
+    base_name = study.model_of(cell.system)
+    base = model_path(base_name)
     recipe, model, seconds = recipe_of(study, cell), base, record["seconds"]
     if recipe is not None:
         data, probe = training_data(study, cell)
@@ -149,7 +149,7 @@ def _train_and_score(study: Study, cell: Cell, folder: Path, record: dict[str, A
             made = train(
                 recipe,
                 model=base if before is None else str(before / "checkpoint"),
-                model_name=start if before is None else before.parent.name,
+                model_name=base_name if before is None else before.parent.name,
                 data=data,
                 probe=probe,
                 output=folder / "checkpoint",
@@ -171,7 +171,9 @@ def _train_and_score(study: Study, cell: Cell, folder: Path, record: dict[str, A
             batch_size=study.batch_size,
             diversity=study.diversity or 0,
             # By its short name: where the model lies must not change a signature.
-            reference_model=replace(load_vlm(base), name=Path(start).name) if study.shift else None,
+            reference_model=replace(load_vlm(base), name=Path(base_name).name)
+            if study.shift
+            else None,
         )
     # The Trainer's own checkpoints are only there to go on from.
     for leftover in (folder / "checkpoint").glob("stage*/checkpoint-*"):

@@ -269,6 +269,14 @@ def verdicts(cells: Cells, row: str) -> str:
     return ", ".join(f"{name} {names.count(name)}/{len(names)}" for name in sorted(set(names)))
 
 
+def verdicts_table(studies: dict[str, Cells], rows: Sequence[str]) -> str:
+    """The verdicts of the same rows in several studies."""
+    return table(
+        ["system", *studies],
+        [[row, *(verdicts(cells, row) for cells in studies.values())] for row in rows],
+    )
+
+
 # --- the tables ----------------------------------------------------------------------------------
 
 SHARES = ("dpo-easy-0", "dpo", "dpo-easy-1")
@@ -335,10 +343,11 @@ CAPTIONS: tuple[Column, ...] = (
     ("self-CIDEr", score("flickr30k/self-CIDEr"), 1),
     ("Vendi", score("flickr30k/vendi", 1), 2),
 )
-SHARES_OF_STAGES = ("split-0.25", "split-0.5", "split-0.9")
 CONSTRAINTS = ("lambda-1", "C-6", "lambda-1,C-6")
-SETTINGS = (*SHARES_OF_STAGES, *CONSTRAINTS)
+SETTINGS = ("split-0.25", "split-0.5", "split-0.9", *CONSTRAINTS)
 SIZED = ("sft", "cw-dpo")
+NUMBERS = ("", "-375", "-94")
+"""Of pairs, as the rows' names end; all of them have no ending."""
 PENALTY: tuple[Column, ...] = (
     ("C", stage1("threshold"), 2),
     ("penalty acted, % of steps", stage1("penalty_active", 100), 0),
@@ -420,10 +429,7 @@ def architectures() -> dict[str, str]:
     both = {"Qwen2.5-VL": qwen, "LLaVA-1.5": llava}
     return {
         "llava": values_table(llava, ("start", *rows), DYNAMICS),
-        "llava-verdicts": table(
-            ["system", *both],
-            [[row, *(verdicts(cells, row) for cells in both.values())] for row in rows],
-        ),
+        "llava-verdicts": verdicts_table(both, rows),
         "llava-differences": side_by_side(both, pairs, [DYNAMICS[k] for k in (0, 4, 7)]),
         "llava-influence": values_table(llava, rows, INFLUENCE),
     }
@@ -489,10 +495,7 @@ def widths(bundled: Cells) -> dict[str, str]:
     ]
     return {
         "widths": values_table(every, list(every), [DYNAMICS[k] for k in (0, 1, 3, 4, 5, 7)]),
-        "widths-verdicts": table(
-            ["system", *studies],
-            [[row, *(verdicts(cells, row) for cells in studies.values())] for row in rows],
-        ),
+        "widths-verdicts": verdicts_table(studies, rows),
         "widths-differences": side_by_side(studies, pairs, [DYNAMICS[k] for k in (0, 4, 7)]),
     }
 
@@ -567,18 +570,13 @@ def sensitivity(squeezing: Cells, systems: Cells) -> dict[str, str]:
         ),
         "sizes": values_table(
             cells,
-            [
-                f"{row}{size}"
-                for size in ("", "-375", "-94")
-                for row in SIZED
-                if row + size in cells
-            ],
+            [f"{row}{size}" for size in NUMBERS for row in SIZED],
             columns,
         ),
         "sizes-differences": differences_table(
             cells,
             [
-                *((f"cw-dpo{size}", f"sft{size}") for size in ("", "-375", "-94")),
+                *((f"cw-dpo{size}", f"sft{size}") for size in NUMBERS),
                 *((f"{row}-94", row) for row in SIZED),
             ],
             columns,
